@@ -1,10 +1,12 @@
 """Randomness without state: every random number is a hash of what it is for.
 
-A sample's key is `sample_key(seed, epoch, sample)`; each use of randomness (crop, flip, mask noise, ...) derives its
-own stream from it by name. Nothing depends on which process, worker or micro-batch handles the sample, so any layout
-sees the same crops and masks. numpy and torch versions give the same bits; the torch ones run on the device.
+A sample's key is `sample_key(seed, epoch, sample)`; each use of randomness (crop, flip, mask noise, ...)
+derives its own stream from it by name. Nothing depends on which process, worker or micro-batch handles the
+sample, so any layout sees the same crops and masks. numpy and torch versions give the same bits; the torch
+ones run on the device.
 
-The hash is the finaliser of SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators").
+The hash is the finaliser of SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number
+generators").
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The one home of label names and orders, and of what a label is before it becomes a tensor.
 
-Orders are those of Aff-Wild2's multi-task challenge (ABAW); other data sets name their own classes in the manifest.
+Orders are those of Aff-Wild2's multi-task challenge (ABAW); other data sets name their own classes in the
+manifest.
 """
 
 from __future__ import annotations

@@ -1,0 +1,420 @@
+"""From a source to a shard set: in parallel, resumable after a kill, the same bytes each time.
+
+Shard number k of a split is made from items [k·n, (k+1)·n) of the source, whatever happened to the others.
+So any process can make any shard (`part`), a killed build goes on with the first shard that is not whole,
+and the bytes do not depend on who made what when. The manifest is written last.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from shards.files import atomic_write, clear_disk_errors, sha256_file, write_atomic
+from shards.index import index_bytes
+from shards.labels import DataError
+from shards.manifest import NAME, Manifest, ShardEntry, load_manifest
+from shards.records import (
+    Encoded,
+    Item,
+    LabelSpace,
+    Maker,
+    Rejected,
+    Source,
+    canonical_json,
+    fingerprint,
+    info_to_json,
+)
+from shards.tars import scan_tar, write_tar
+
+QUARANTINE = "quarantine.csv"
+_PARTS = ".parts"
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """How a shard set is written.
+
+    Attributes:
+        shard_size: items to a shard (a shard holds fewer samples where some were left out).
+        workers: processes; 0 = one for each core.
+        part: "i/n" makes only shards i, i+n, … (from 1), to be joined by `merge`.
+        max_quarantined: refuse the result if a larger share of the items was left out.
+        chunk_size: items handed to a maker at once.
+    """
+
+    shard_size: int = 1000
+    workers: int = 0
+    part: str = ""
+    max_quarantined: float = 0.5
+    chunk_size: int = 32
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One shard to make: picklable."""
+
+    out: Path
+    number: int
+    items: Sequence[Item]
+    chunk_size: int
+    fingerprint: str
+
+
+_maker: Maker | None = None
+_progress: Any = None
+
+
+def build(source: Source, out: Path, config: BuildConfig = BuildConfig(), quiet: bool = False) -> list[Path]:
+    """Makes every split of `source` under `out`; what is already whole is kept.
+
+    Args:
+        source: what to read.
+        out: folder that gets a folder per split.
+        config: sizes, processes, part.
+        quiet: no progress bar.
+
+    Returns:
+        The folders of the splits.
+
+    Raises:
+        DataError: no items, an unusable folder, a folder made from something else, or too much quarantined.
+    """
+    folders = []
+    for split in source.splits():
+        build_split(source, split, out / split, config, quiet)
+        folders.append(out / split)
+    if not folders:
+        raise DataError(f"{source.info.name}: no split to build")
+    return folders
+
+
+def build_split(source: Source, split: str, out: Path, config: BuildConfig, quiet: bool = False) -> None:
+    """Makes one split; writes the manifest unless `config.part` leaves that to `merge`.
+
+    Raises:
+        DataError: as for `build`.
+    """
+    items = source.items(split)
+    _check_items(items, f"{source.info.name}/{split}")
+    description = _description(source, split, items, config)
+    if _already_made(out, description):
+        return
+    part, num_parts = parse_part(config.part)
+    with clear_disk_errors(out):
+        (out / _PARTS).mkdir(parents=True, exist_ok=True)
+    write_atomic(out / _PARTS / f"build-{part}-of-{num_parts}.json", canonical_json(description))
+    wanted = range(part - 1, -(-len(items) // config.shard_size), num_parts)
+    missing = [k for k in wanted if _finished(out, k, fingerprint(description)) is None]
+    slices = {k: items[k * config.shard_size : (k + 1) * config.shard_size] for k in missing}
+    jobs = [_Job(out, k, slices[k], config.chunk_size, fingerprint(description)) for k in missing]
+    done = sum(min(config.shard_size, len(items) - k * config.shard_size) for k in wanted if k not in slices)
+    total = done + sum(len(s) for s in slices.values())
+    _run(
+        source,
+        jobs,
+        config.workers,
+        tqdm(total=total, initial=done, desc=str(out), unit="img", disable=quiet),
+    )
+    if num_parts == 1:
+        merge(out, config.max_quarantined)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """ "2/5" -> (2, 5); "" -> (1, 1).
+
+    Raises:
+        DataError: not of the form i/n with 1 <= i <= n.
+    """
+    if not text:
+        return 1, 1
+    first, slash, second = text.partition("/")
+    if slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
+        return int(first), int(second)
+    raise DataError(f"part {text!r}: write it as i/n with i from 1 to n, as in part=2/8")
+
+
+def merge(out: Path, max_quarantined: float = 0.5) -> Manifest:
+    """Joins the parts of a split: checks that every shard is there, writes quarantine list and manifest.
+
+    Raises:
+        DataError: parts of different builds, a shard that is missing (names the part to run), or too much
+            quarantined.
+    """
+    descriptions = [
+        json.loads(path.read_bytes()) for path in sorted((out / _PARTS).glob("build-*-of-*.json"))
+    ]
+    if not descriptions:
+        if (out / NAME).exists():
+            return load_manifest(out)
+        raise DataError(f"{out}: nothing to merge; run `shards build` with part=1/n … n/n first")
+    if any(d != descriptions[0] for d in descriptions):
+        raise DataError(
+            f"{out}: its parts were built with different settings; empty the folder and build again"
+        )
+    description = descriptions[0]
+    mark = fingerprint(description)
+    entries: list[ShardEntry] = []
+    rejected: list[tuple[str, str]] = []
+    for number in range(description["num_shards"]):
+        record = _finished(out, number, mark)
+        if record is None:
+            raise DataError(
+                f"{out}: shard {number} is missing: run the part of the build that makes it, then merge"
+            )
+        if record["entry"] is not None:
+            entries.append(ShardEntry(**record["entry"]))
+        rejected += [(key, reason) for key, reason in record["rejected"]]
+    return _finish(out, description, entries, rejected, max_quarantined)
+
+
+def index_tars(tars: Sequence[Path], out: Path, split: str, name: str, licence: str) -> Manifest:
+    """Makes a shard set of WebDataset tars from anywhere, where they lie: an index beside each, and a
+    manifest.
+
+    Args:
+        tars: plain tars that lie in `out`.
+        out: their folder.
+        split: what the set is to be used for.
+        name, licence: of the data set.
+
+    Raises:
+        DataError: no tars, a tar that cannot be read (see `scan_tar`), or a key in two tars.
+    """
+    if not tars:
+        raise DataError(f"{out}: no .tar in it")
+    entries: list[ShardEntry] = []
+    seen: dict[str, str] = {}
+    for path in tqdm(sorted(tars), desc=f"index {out}", unit="tar"):
+        if path.parent != out:
+            raise DataError(f"{path}: the tars of a shard set lie in its folder {out}")
+        scanned = scan_tar(path)
+        for row in scanned.rows:
+            if row.key in seen:
+                raise DataError(
+                    f"{path}: sample {row.key!r} is also in {seen[row.key]}: keys must be unique in a set"
+                )
+            seen[row.key] = path.name
+        data = index_bytes(path.name, scanned.size, scanned.sha256, scanned.rows)
+        write_atomic(path.with_suffix(".idx"), data)
+        digest = sha256_file(path.with_suffix(".idx"))
+        entries.append(
+            ShardEntry(path.name, scanned.size, scanned.sha256, path.stem + ".idx", digest, len(scanned.rows))
+        )
+    description = {
+        "split": split,
+        "num_items": len(seen),
+        "info": {
+            "name": name,
+            "licence": licence,
+            "kind": "faces",
+            "rendered": False,
+            "label_space": {"expr": [], "au": [], "va": False},
+            "alignment": {},
+        },
+    }
+    return _finish(out, description, entries, [], 1.0)
+
+
+def _check_items(items: Sequence[Item], where: str) -> None:
+    if not items:
+        raise DataError(f"{where}: no images found: check SRC and the layout it should have")
+    if len({item.key for item in items}) != len(items):
+        twice, _ = Counter(item.key for item in items).most_common(1)[0]
+        raise DataError(
+            f"{where}: key {twice!r} occurs twice: names must differ once cut down to letters and digits"
+        )
+
+
+def _description(source: Source, split: str, items: Sequence[Item], config: BuildConfig) -> dict[str, Any]:
+    """What decides the bytes of a build. Folders of different descriptions are never mixed."""
+    listing = fingerprint([item.key for item in items])
+    description = {
+        "version": _VERSION,
+        "split": split,
+        "num_items": len(items),
+        "keys": listing,
+        "shard_size": config.shard_size,
+        "num_shards": -(-len(items) // config.shard_size),
+        "info": info_to_json(source.info),
+    }
+    return dict(json.loads(canonical_json(description)))
+
+
+def _already_made(out: Path, description: Mapping[str, Any]) -> bool:
+    """True if `out` holds the whole of this very build; refuses a folder that holds another."""
+    remedy = "choose another OUT, or remove it first"
+    if (out / NAME).exists():
+        manifest = load_manifest(out)
+        if manifest.build.get("fingerprint") == fingerprint(description):
+            return True
+        raise DataError(f"{out}: holds shards of {manifest.source} made with other settings; {remedy}")
+    for path in sorted((out / _PARTS).glob("build-*-of-*.json")):
+        if path.read_bytes() != canonical_json(description):
+            raise DataError(f"{out}: holds an unfinished build with other settings; {remedy}")
+    return False
+
+
+def _finished(out: Path, number: int, mark: str) -> dict[str, Any] | None:
+    """The record of a shard that is whole and of this build, else None."""
+    path = out / _PARTS / f"{number:06d}.json"
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    if record["fingerprint"] != mark:
+        return None
+    entry = record["entry"]
+    if entry is not None:
+        tar, index = out / entry["tar"], out / entry["index"]
+        if not tar.is_file() or not index.is_file() or tar.stat().st_size != entry["tar_size"]:
+            return None
+    return dict(record)
+
+
+def _run(source: Source, jobs: Sequence[_Job], workers: int, bar: Any) -> None:
+    """Makes the shards of `jobs`, in this process or in several."""
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    with bar:
+        if workers <= 1:
+            maker = source.open_maker() if jobs else None
+            for job in jobs:
+                assert maker is not None
+                _make_shard(maker, job, bar.update)
+            return
+        context = multiprocessing.get_context("spawn")
+        counter = context.Value("q", 0)
+        with ProcessPoolExecutor(workers, context, _start_worker, (source, counter)) as pool:
+            pending: set[Future[None]] = {pool.submit(_work, job) for job in jobs}
+            try:
+                while pending:
+                    finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                    bar.update(counter.value - (bar.n - bar.initial))
+                    for future in finished:
+                        future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            bar.update(counter.value - (bar.n - bar.initial))
+
+
+def _start_worker(source: Source, counter: Any) -> None:
+    global _maker, _progress
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)  # there is a worker for each core
+    _maker, _progress = source.open_maker(), counter
+
+
+def _work(job: _Job) -> None:
+    assert _maker is not None
+
+    def advance(count: int) -> None:
+        with _progress.get_lock():
+            _progress.value += count
+
+    _make_shard(_maker, job, advance)
+
+
+def _make_shard(maker: Maker, job: _Job, advance: Any) -> None:
+    """Makes one shard: tar, index, then the record that says both are whole."""
+    rejected: list[Rejected] = []
+
+    def samples() -> Iterator[Encoded]:
+        for start in range(0, len(job.items), job.chunk_size):
+            chunk = job.items[start : start + job.chunk_size]
+            for record in maker(chunk):
+                if isinstance(record, Rejected):
+                    rejected.append(record)
+                else:
+                    yield record
+            advance(len(chunk))
+
+    name = f"faces-{job.number:06d}"
+    tar = job.out / f"{name}.tar"
+    with atomic_write(tar) as file:
+        written = write_tar(file, samples())
+    entry = None
+    if written.rows:
+        index = job.out / f"{name}.idx"
+        write_atomic(index, index_bytes(tar.name, written.size, written.sha256, written.rows))
+        digest = sha256_file(index)
+        entry = asdict(
+            ShardEntry(tar.name, written.size, written.sha256, index.name, digest, len(written.rows))
+        )
+    else:
+        tar.unlink()
+    record = {
+        "fingerprint": job.fingerprint,
+        "entry": entry,
+        "rejected": [[r.key, r.reason] for r in rejected],
+    }
+    write_atomic(job.out / _PARTS / f"{job.number:06d}.json", canonical_json(record))
+
+
+def _finish(
+    out: Path,
+    description: Mapping[str, Any],
+    entries: Sequence[ShardEntry],
+    rejected: Sequence[tuple[str, str]],
+    max_quarantined: float,
+) -> Manifest:
+    """Writes quarantine list and manifest, then drops the records of the build."""
+    write_atomic(out / QUARANTINE, _quarantine_csv(rejected))
+    num_items = description["num_items"]
+    if len(rejected) > max_quarantined * num_items or not entries:
+        raise DataError(
+            f"{out}: {len(rejected)} of {num_items} images were left out (reasons: {out / QUARANTINE}). "
+            f"Mend the input, or allow it with max_quarantined={len(rejected) / num_items:.2f}"
+        )
+    info = description["info"]
+    manifest = Manifest(
+        split=description["split"],
+        kind=info["kind"],
+        source=info["name"],
+        licence=info["licence"],
+        rendered=info["rendered"],
+        label_space=_label_space(info["label_space"]),
+        alignment=info["alignment"],
+        alignment_hash=fingerprint(info["alignment"]),
+        num_samples=sum(entry.num_samples for entry in entries),
+        num_items=num_items,
+        num_quarantined=len(rejected),
+        shards=tuple(entries),
+        build={"fingerprint": fingerprint(description), "settings": info.get("settings", {})},
+    )
+    write_atomic(out / NAME, json.dumps(manifest.to_json(), indent=1).encode())
+    for path in (out / _PARTS).glob("*"):
+        path.unlink()
+    if (out / _PARTS).exists():
+        (out / _PARTS).rmdir()
+    return manifest
+
+
+def _label_space(data: Mapping[str, Any]) -> LabelSpace:
+    return LabelSpace(tuple(data["expr"]), tuple(data["au"]), data["va"])
+
+
+def _quarantine_csv(rejected: Sequence[tuple[str, str]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["key", "reason"])
+    writer.writerows((_plain(key), _plain(reason)) for key, reason in rejected)
+    return text.getvalue().encode()
+
+
+def _plain(text: str) -> str:
+    """Text that no spreadsheet takes for a formula."""
+    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -1,0 +1,345 @@
+"""From positions to batches: a webdataset pipeline that reads through the index.
+
+    positions -> draws -> read -> decode -> crop -> collate -> Batch
+
+A batch of this process is a pure function of its number, so the stream can start at any position, and each
+worker makes every W-th batch; the loader hands them out in order.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import webdataset as wds
+from torch.utils.data import DataLoader, get_worker_info
+
+from shards import keyed, transforms
+from shards.labels import DataError, FaceLabels
+from shards.order import Order
+from shards.records import LabelSpace
+from shards.shardset import RawSample, ShardSet
+from shards.transforms import CropConfig
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+
+
+class Labels(NamedTuple):
+    """Labels of a batch; where `valid` is False the value is 0 and means nothing.
+
+    Attributes:
+        va: (B, 2) float32, valence and arousal in [-1, 1]; va_valid: (B, 2) bool.
+        expr: (B,) int64, class in the label space; expr_valid: (B,) bool.
+        au: (B, A) float32, 0 or 1; au_valid: (B, A) bool.
+    """
+
+    va: torch.Tensor
+    va_valid: torch.Tensor
+    expr: torch.Tensor
+    expr_valid: torch.Tensor
+    au: torch.Tensor
+    au_valid: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples that are computed together.
+
+    Attributes:
+        keys: the samples' keys.
+        images: (B, 3, H, W) uint8 RGB.
+        rng: (B,) int64, random key of each draw (see shards.keyed).
+        labels: on the same device as the images.
+        num_valid: samples that count; the rest pad an evaluation's last batch.
+    """
+
+    keys: list[str]
+    images: torch.Tensor
+    rng: torch.Tensor
+    labels: Labels
+    num_valid: int
+
+    @property
+    def size(self) -> int:
+        """B, padding included."""
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> Batch:
+        """This batch on `device`; from pinned memory the copy does not block."""
+        labels = Labels(*(t.to(device, non_blocking=True) for t in self.labels))
+        images, rng = (t.to(device, non_blocking=True) for t in (self.images, self.rng))
+        return replace(self, images=images, rng=rng, labels=labels)
+
+    def pin_memory(self) -> Batch:
+        """Called by the loader's pinning thread."""
+        labels = Labels(*(t.pin_memory() for t in self.labels))
+        return replace(self, images=self.images.pin_memory(), rng=self.rng.pin_memory(), labels=labels)
+
+
+@dataclass(frozen=True)
+class FaceSample:
+    """One decoded face: image (3, H, W) uint8, its labels, its random key and whether it counts."""
+
+    key: str
+    image: torch.Tensor
+    labels: FaceLabels
+    rng: int
+    counts: bool = True
+
+
+class _Draw(NamedTuple):
+    """One sample to be read: its number, random key, and whether it counts."""
+
+    sample: int
+    rng: int
+    counts: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Who computes what of one optimiser step.
+
+    Attributes:
+        rank, world_size: this process and their number.
+        batch_size: samples in a micro-batch of one process.
+        accum_steps: micro-batches of one process to a step.
+    """
+
+    rank: int
+    world_size: int
+    batch_size: int
+    accum_steps: int
+
+    @property
+    def global_batch_size(self) -> int:
+        """Samples to an optimiser step, over all processes and micro-batches."""
+        return self.world_size * self.batch_size * self.accum_steps
+
+    def positions(self, start: int, micro_step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Positions of this process's `micro_step`-th batch, counted from position `start`."""
+        step, micro = divmod(micro_step, self.accum_steps)
+        offset = step * self.global_batch_size + (micro * self.world_size + self.rank) * self.batch_size
+        return np.arange(start + offset, start + offset + self.batch_size, dtype=np.int64)
+
+
+def plan_layout(global_batch_size: int, batch_size: int, rank: int, world_size: int) -> Layout:
+    """The layout that makes up `global_batch_size`; accumulation follows from it.
+
+    Args:
+        global_batch_size: samples to an optimiser step.
+        batch_size: the largest micro-batch a process may have; 0 = no limit.
+
+    Raises:
+        DataError: what does not divide.
+    """
+    if global_batch_size < 1 or global_batch_size % world_size:
+        raise DataError(
+            f"global_batch_size={global_batch_size} cannot be shared by {world_size} processes: "
+            f"use a multiple of {world_size}"
+        )
+    share = global_batch_size // world_size
+    batch_size = min(batch_size or share, share)
+    if share % batch_size:
+        good = [b for b in range(1, share + 1) if share % b == 0 and b <= batch_size]
+        raise DataError(
+            f"global_batch_size={global_batch_size} over {world_size} processes is {share} each, which "
+            f"batch_size={batch_size} does not divide: use batch_size={good[-1]}, say"
+        )
+    return Layout(rank, world_size, batch_size, share // batch_size)
+
+
+def train_batches(
+    shards: ShardSet,
+    order: Order,
+    layout: Layout,
+    position: int,
+    size: tuple[int, int],
+    crop: CropConfig,
+    num_workers: int = 0,
+    with_labels: bool = False,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """This process's micro-batches from `position` on, without end.
+
+    Args:
+        shards: where samples are read.
+        order: which sample comes when.
+        layout: this process's share.
+        position: samples of the optimiser steps completed so far.
+        size: (height, width) of the images.
+        crop: random crop and flip.
+        num_workers: loader processes; 0 reads in this one.
+        with_labels: decode labels too.
+        pin_memory: for transfers to a GPU.
+    """
+
+    def draws() -> Iterator[list[_Draw]]:
+        for micro_step in _mine():
+            drawn = order.draw(layout.positions(position, micro_step))
+            yield [_Draw(s, r, True) for s, r in zip(drawn.samples.tolist(), drawn.rng.tolist())]
+
+    def augment(sample: FaceSample) -> FaceSample:
+        return replace(sample, image=transforms.random_crop(sample.image, sample.rng, size, crop))
+
+    return _load(shards, draws, augment, layout.batch_size, num_workers, with_labels, pin_memory)
+
+
+def eval_batches(
+    shards: ShardSet,
+    batch_size: int,
+    size: tuple[int, int],
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    samples: Sequence[int] | None = None,
+    with_labels: bool = True,
+    seed: int = 0,
+) -> Iterator[Batch]:
+    """Every sample once, in order, in batches that are the same for any number of processes.
+
+    The last batch is padded by its last sample (`num_valid`), so that all batches are computed alike.
+
+    Args:
+        samples: which samples; None = all.
+        seed: random keys are those of epoch 0 under this seed (masks of a held-out loss).
+        Others as for `train_batches`.
+    """
+    chosen = list(range(len(shards))) if samples is None else list(samples)
+    num_batches = -(-len(chosen) // batch_size)
+
+    def draws() -> Iterator[list[_Draw]]:
+        for number in _mine(rank, world_size):
+            if number >= num_batches:
+                return
+            part = chosen[number * batch_size : (number + 1) * batch_size]
+            padded = part + [part[-1]] * (batch_size - len(part))
+            keys = [keyed.sample_key(seed, 0, s) for s in padded]
+            yield [_Draw(s, k, i < len(part)) for i, (s, k) in enumerate(zip(padded, keys))]
+
+    def augment(sample: FaceSample) -> FaceSample:
+        return replace(sample, image=transforms.fit(sample.image, size))
+
+    return _load(shards, draws, augment, batch_size, num_workers, with_labels, False)
+
+
+def _mine(first: int = 0, stride: int = 1) -> Iterator[int]:
+    """Numbers of the batches that this loader worker makes, without end."""
+    info = get_worker_info()
+    worker, workers = (info.id, info.num_workers) if info else (0, 1)
+    number = first + worker * stride
+    while True:
+        yield number
+        number += workers * stride
+
+
+def _load(
+    shards: ShardSet,
+    draws: Callable[[], Iterator[list[_Draw]]],
+    augment: Callable[[FaceSample], FaceSample],
+    batch_size: int,
+    num_workers: int,
+    with_labels: bool,
+    pin_memory: bool,
+) -> Iterator[Batch]:
+    """The stages as one webdataset pipeline, run in loader workers."""
+
+    def source() -> Iterator[_Draw]:
+        for batch in draws():
+            yield from batch
+
+    def read(stream: Iterable[_Draw]) -> Iterator[tuple[_Draw, RawSample]]:
+        for draw in stream:
+            yield draw, shards.read(draw.sample)
+
+    def decode(stream: Iterable[tuple[_Draw, RawSample]]) -> Iterator[FaceSample]:
+        for draw, raw in stream:
+            labels = decode_labels(raw) if with_labels else FaceLabels()
+            yield FaceSample(raw.key, decode_image(raw), labels, draw.rng, draw.counts)
+
+    def collate(stream: Iterable[FaceSample]) -> Iterator[Batch]:
+        samples: list[FaceSample] = []
+        for sample in stream:
+            samples.append(augment(sample))
+            if len(samples) == batch_size:
+                yield collate_faces(samples, shards.label_space)
+                samples = []
+
+    pipeline = wds.DataPipeline(source, read, decode, collate)
+    loader = DataLoader(
+        pipeline,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_start_worker,
+    )
+    return iter(loader)
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def decode_image(raw: RawSample) -> torch.Tensor:
+    """(3, H, W) uint8 of the sample's image member.
+
+    Raises:
+        DataError: no image member, or it cannot be decoded.
+    """
+    for extension in IMAGE_EXTENSIONS:
+        if extension in raw.members:
+            return transforms.decode(raw.members[extension], raw.where)
+    raise DataError(f"{raw.where}: no image member (looked for {', '.join(IMAGE_EXTENSIONS)})")
+
+
+def decode_labels(raw: RawSample) -> FaceLabels:
+    """The sample's labels; none if it has no json member.
+
+    Raises:
+        DataError: not JSON, or values out of range.
+    """
+    data = raw.members.get("json")
+    if data is None:
+        return FaceLabels()
+    try:
+        return FaceLabels.from_json(json.loads(data), raw.where)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{raw.where}: labels are not JSON ({error})") from error
+
+
+def collate_faces(samples: Sequence[FaceSample], space: LabelSpace) -> Batch:
+    """Stacks samples of one size; missing labels become valid = False here, once.
+
+    Raises:
+        DataError: an expression that the label space does not name.
+    """
+    count, num_au = len(samples), len(space.au)
+    va, va_valid = np.zeros((count, 2), np.float32), np.zeros((count, 2), bool)
+    expr, expr_valid = np.zeros(count, np.int64), np.zeros(count, bool)
+    au, au_valid = np.zeros((count, num_au), np.float32), np.zeros((count, num_au), bool)
+    for i, sample in enumerate(samples):
+        labels = sample.labels
+        for j, value in enumerate((labels.valence, labels.arousal)):
+            if value is not None:
+                va[i, j], va_valid[i, j] = value, True
+        if labels.expr is not None and space.expr:
+            if labels.expr not in space.expr:
+                raise DataError(
+                    f"sample {sample.key}: expression {labels.expr!r} is none of {', '.join(space.expr)}"
+                )
+            expr[i], expr_valid[i] = space.expr.index(labels.expr), True
+        for j, name in enumerate(space.au):
+            if name in labels.au:
+                au[i, j], au_valid[i, j] = labels.au[name], True
+    tensors = Labels(*(torch.from_numpy(a) for a in (va, va_valid, expr, expr_valid, au, au_valid)))
+    return Batch(
+        keys=[sample.key for sample in samples],
+        images=torch.stack([sample.image for sample in samples]),
+        rng=keyed.to_tensor(np.array([sample.rng for sample in samples], np.uint64)),
+        labels=tensors,
+        num_valid=sum(sample.counts for sample in samples),
+    )

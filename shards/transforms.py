@@ -1,0 +1,117 @@
+"""Image bytes -> uint8 tensor of the size a model takes; all randomness from the sample's key.
+
+torchvision's decoder and its functional transforms on uint8; normalisation happens on the device, in the
+model.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+from shards import keyed
+from shards.labels import DataError
+
+MAX_PIXELS = 64_000_000
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """Random resized crop and flip, as He et al. 2022 use them for MAE.
+
+    Attributes:
+        scale_min, scale_max: area of the crop as a share of the image.
+        ratio: largest aspect ratio (and its inverse the smallest).
+        flip: probability of a horizontal flip.
+    """
+
+    scale_min: float = 0.2
+    scale_max: float = 1.0
+    ratio: float = 4 / 3
+    flip: float = 0.5
+
+
+def image_size(data: bytes, where: str) -> tuple[int, int]:
+    """(height, width) from the header alone.
+
+    Raises:
+        DataError: not an image, or more than MAX_PIXELS: a few hundred bytes can claim to be 30,000².
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: cannot read the image's header ({error})") from error
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{where}: {width}×{height} pixels, more than the {MAX_PIXELS:,} that are allowed")
+    return height, width
+
+
+def decode(data: bytes, where: str) -> torch.Tensor:
+    """Image bytes -> (3, H, W) uint8 RGB, its size checked before anything is decoded.
+
+    Raises:
+        DataError: see `image_size`, or the image is damaged.
+    """
+    image_size(data, where)
+    buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    try:
+        image: torch.Tensor = decode_image(buffer, ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise DataError(f"{where}: cannot decode the image ({str(error).splitlines()[0]})") from error
+    return image
+
+
+def crop_box(rng: int, height: int, width: int, config: CropConfig) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random crop: area and log-ratio uniform, ten tries, else the centre."""
+    draws = keyed.uniforms(rng, "crop", 22)
+    areas = height * width * (config.scale_min + (config.scale_max - config.scale_min) * draws[:10])
+    ratios = np.exp((2 * draws[10:20] - 1) * math.log(config.ratio))
+    widths = np.rint(np.sqrt(areas * ratios)).astype(int)
+    heights = np.rint(np.sqrt(areas / ratios)).astype(int)
+    fits = np.flatnonzero((widths <= width) & (heights <= height) & (widths > 0) & (heights > 0))
+    if len(fits):
+        h, w = int(heights[fits[0]]), int(widths[fits[0]])
+        return int(draws[20] * (height - h + 1)), int(draws[21] * (width - w + 1)), h, w
+    h, w = min(height, round(width * config.ratio)), min(width, round(height * config.ratio))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def random_crop(image: torch.Tensor, rng: int, size: tuple[int, int], config: CropConfig) -> torch.Tensor:
+    """Random resized crop and flip of one image.
+
+    Args:
+        image: (3, H, W) uint8.
+        rng: the sample's random key.
+        size: (height, width) that comes out.
+        config: ranges.
+
+    Returns:
+        (3, height, width) uint8.
+    """
+    box = crop_box(rng, image.shape[1], image.shape[2], config)
+    image = functional.resized_crop(image, *box, list(size), InterpolationMode.BICUBIC, antialias=True)
+    if keyed.uniforms(rng, "flip", 1)[0] < config.flip:
+        image = functional.horizontal_flip(image)
+    return image
+
+
+def fit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """The whole image, nothing random: (3, H, W) uint8 -> (3, height, width) uint8."""
+    if tuple(image.shape[1:]) == size:
+        return image
+    resized: torch.Tensor = functional.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
+    return resized
