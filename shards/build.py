@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from shards.files import atomic_write, clear_disk_errors, sha256_file, write_atomic
+from shards.files import atomic_write, clear_disk_errors, locked, sha256_file, write_atomic
 from shards.index import index_bytes
 from shards.labels import DataError
 from shards.manifest import NAME, Manifest, ShardEntry, load_manifest
@@ -116,7 +116,21 @@ def build_split(source: Source, split: str, out: Path, config: BuildConfig, quie
     part, num_parts = parse_part(config.part)
     with clear_disk_errors(out):
         (out / _PARTS).mkdir(parents=True, exist_ok=True)
-    write_atomic(out / _PARTS / f"build-{part}-of-{num_parts}.json", canonical_json(description))
+    with locked(out / f".lock-{part}-of-{num_parts}"):
+        write_atomic(out / _PARTS / f"build-{part}-of-{num_parts}.json", canonical_json(description))
+        _build_part(source, items, out, description, config, quiet)
+
+
+def _build_part(
+    source: Source,
+    items: Sequence[Item],
+    out: Path,
+    description: Mapping[str, Any],
+    config: BuildConfig,
+    quiet: bool,
+) -> None:
+    """Makes the shards of this part that are not whole yet."""
+    part, num_parts = parse_part(config.part)
     wanted = range(part - 1, -(-len(items) // config.shard_size), num_parts)
     missing = [k for k in wanted if _finished(out, k, fingerprint(description)) is None]
     slices = {k: items[k * config.shard_size : (k + 1) * config.shard_size] for k in missing}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -53,6 +54,27 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
             f"cannot write {path}: {remedies[error.errno]}, then run the same command again "
             "(finished work is kept)"
         ) from error
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
+    """Holds the lock file `path` while the block runs; the kernel lets go of it however this process ends.
+
+    Args:
+        path: of the lock file; its folder must exist.
+        wait: wait for another holder instead of failing.
+
+    Raises:
+        DataError: another process holds it, or it cannot be written.
+    """
+    with clear_disk_errors(path), path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise DataError(
+                f"{path.parent}: another process is working there; wait until it ends, then run this again"
+            ) from error
+        yield
 
 
 @contextlib.contextmanager

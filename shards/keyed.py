@@ -82,7 +82,10 @@ def _shift_right(bits: torch.Tensor, count: int) -> torch.Tensor:
 
 def mix_tensor(keys: torch.Tensor, values: torch.Tensor | int) -> torch.Tensor:
     """`mix` on the device: int64 tensors that hold the same 64 bits, broadcasting."""
-    z = keys + _signed(_GOLDEN) * (values + 1)
+    if isinstance(values, int):
+        z = keys + _signed(_GOLDEN * (values + 1) & _MASK)
+    else:
+        z = keys + _signed(_GOLDEN) * (values + 1)
     z = (z ^ _shift_right(z, 30)) * _signed(_MIX_1)
     z = (z ^ _shift_right(z, 27)) * _signed(_MIX_2)
     return z ^ _shift_right(z, 31)

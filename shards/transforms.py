@@ -22,8 +22,6 @@ from shards import keyed
 from shards.labels import DataError
 
 MAX_PIXELS = 64_000_000
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)

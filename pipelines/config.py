@@ -1,0 +1,329 @@
+"""One typed configuration: defaults < YAML file < `key=value`.
+
+Every value arrives as text and is read by the type of the field it is for, so `run=007` stays "007" and
+`flag=2` is an error. A key that does not exist is an error that says which one was probably meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pretrain.encoder import EncoderConfig
+from pretrain.mae import MAEConfig
+from shards.transforms import CropConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class ConfigError(Exception):
+    """A setting that cannot be used; names the setting, the value and the remedy."""
+
+
+def _free(default: Any) -> Any:
+    """A field that cannot change results, so that a resumed run may change it."""
+    return field(default=default, metadata={"free": True})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and how.
+
+    Attributes:
+        shards: folders of shard sets, comma-separated; "" = the embedded default of rendered faces.
+        window_shards: shards shuffled together.
+        num_workers: loader processes for each process; −1 = chosen by the number of cores.
+    """
+
+    shards: str = ""
+    window_shards: int = 16
+    num_workers: int = _free(-1)
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, and the learning rate as a function of the global step (He et al. 2022).
+
+    Attributes:
+        base_lr: per 256 samples; lr = base_lr · global_batch_size / 256.
+        min_lr: at the end of the cosine.
+        warmup_epochs: of linear warm-up from 0.
+        weight_decay: on every parameter that its task does not exempt.
+        beta1, beta2, eps: of AdamW.
+        clip_grad: largest global gradient norm; 0 = no clipping.
+    """
+
+    base_lr: float = 1.5e-4
+    min_lr: float = 0.0
+    warmup_epochs: float = 40.0
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip_grad: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, in what portions, and what is kept.
+
+    Attributes:
+        epochs: length of the training.
+        global_batch_size: samples to an optimiser step, over all processes and accumulated micro-batches.
+        batch_size: largest micro-batch of one process; 0 = its whole share. Accumulation follows from it.
+        precision: "fp32" or "bf16".
+        compile: torch.compile the model.
+        nonfinite: what to do where loss or gradient is not finite (that update is never made): "stop", or
+            "skip".
+        max_skipped: stop after so many skipped updates.
+        log_every: steps between lines of metrics.jsonl.
+        save_every: steps between checkpoints; 0 = only at the end.
+        save_minutes: also save after so many minutes; 0 = not.
+        keep: newest checkpoints kept (at least 2).
+        keep_every: keep every checkpoint whose step is a multiple of this; 0 = none.
+        stop_at_step: stop cleanly there, as after a signal; 0 = not.
+        tensorboard: write TensorBoard files too.
+        threads: of torch on a CPU; 0 = as many as the cores of this process's share.
+    """
+
+    epochs: float = _free(800.0)
+    global_batch_size: int = 4096
+    batch_size: int = _free(0)
+    precision: str = "fp32"
+    compile: bool = _free(False)
+    nonfinite: str = _free("stop")
+    max_skipped: int = _free(10)
+    log_every: int = _free(20)
+    save_every: int = _free(1000)
+    save_minutes: float = _free(15.0)
+    keep: int = _free(2)
+    keep_every: int = _free(0)
+    stop_at_step: int = _free(0)
+    tensorboard: bool = _free(False)
+    threads: int = _free(0)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is measured and drawn during training.
+
+    Attributes:
+        every: steps between evaluations; 0 = only at the end.
+        batch_size: of the evaluation.
+        max_samples: held-out samples scored; 0 = all.
+        probe_train, probe_val: labelled samples for the ridge and kNN probes; 0 = no probes.
+        pictures: faces drawn as original | masked | reconstruction | pasted.
+    """
+
+    every: int = _free(0)
+    batch_size: int = _free(64)
+    max_samples: int = _free(2000)
+    probe_train: int = _free(2000)
+    probe_val: int = _free(1000)
+    pictures: int = _free(10)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is.
+
+    Attributes:
+        task: what is trained ("pretrain").
+        run: run directory; "" = runs/<task>/<name of the config>.
+        seed: of order, crops, masks and initial weights.
+        init: a run, checkpoint or imported encoder to start from; "" = random weights.
+    """
+
+    task: str = "pretrain"
+    run: str = _free("")
+    seed: int = 0
+    init: str = ""
+    data: DataConfig = field(default_factory=DataConfig)
+    crop: CropConfig = field(default_factory=CropConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    mae: MAEConfig = field(default_factory=MAEConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def load_config(name: str = "", overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run.
+
+    Args:
+        name: a YAML file, or the name of one that comes with faceprior ("pretrain_demo"); "" = defaults.
+        overrides: `key=value` texts, dots between levels.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type, or an interpolation that reads the
+            environment.
+    """
+    values: dict[str, Any] = {}
+    if name:
+        path = find_config(name)
+        _spread(_read_yaml(path), "", values, str(path))
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"{text!r}: settings are written key=value, as in train.epochs=10")
+        values[key] = (value, "command line")
+    given: dict[str, Any] = {}
+    for key, (value, where) in values.items():
+        *groups, last = key.split(".")
+        inner = given
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = _read(value, _field_type(key, where), key, where)
+    try:
+        built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), given))
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from error
+    assert isinstance(built, RunConfig)
+    return built
+
+
+def find_config(name: str) -> Path:
+    """The file of a configuration: a path, or the name of one that comes with faceprior.
+
+    Raises:
+        ConfigError: neither; lists the names there are.
+    """
+    for path in (Path(name), CONFIGS / f"{name}.yaml"):
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    raise ConfigError(f"no configuration {name!r}: give a YAML file, or one of {names}")
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML: read back by `load_config`, it gives the same."""
+    return str(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ and may change results: dotted key -> (old, new)."""
+    return {
+        key: (a, b)
+        for (key, a, free), (_, b, _) in zip(_leaves(old), _leaves(new), strict=True)
+        if a != b and not free
+    }
+
+
+def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any, bool]]:
+    leaves: list[tuple[str, Any, bool]] = []
+    for part in dataclasses.fields(config):
+        value = getattr(config, part.name)
+        if dataclasses.is_dataclass(value):
+            leaves += _leaves(value, f"{prefix}{part.name}.")
+        else:
+            value = tuple(value) if isinstance(value, list) else value
+            leaves.append((prefix + part.name, value, bool(part.metadata.get("free"))))
+    return leaves
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    """The file as nested mappings of texts: no tags, no guessing of types."""
+    try:
+        data = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # builds texts, lists and mappings only
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    if data in (None, ""):
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must be a mapping of settings")
+    return data
+
+
+def _spread(data: Mapping[str, Any], prefix: str, into: dict[str, Any], where: str) -> None:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            _spread(value, f"{prefix}{key}.", into, where)
+        else:
+            into[prefix + str(key)] = (value, where)
+
+
+def _field_type(key: str, where: str) -> Any:
+    """The declared type of a dotted key.
+
+    Raises:
+        ConfigError: no such key; suggests the nearest.
+    """
+    kind: Any = RunConfig
+    for name in key.split("."):
+        hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
+        if name not in hints:
+            known = [leaf for leaf, _, _ in _leaves(RunConfig())]
+            near = difflib.get_close_matches(key, known, 1, 0.5) or [
+                leaf for leaf in known if leaf.split(".")[-1] == key.split(".")[-1]
+            ]
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(hints) or known)}"
+            raise ConfigError(f"{where}: unknown setting {key!r}; {hint}")
+        kind = hints[name]
+    if dataclasses.is_dataclass(kind):
+        raise ConfigError(f"{where}: {key} is a group of settings: set {key}.<name>=<value>")
+    return kind
+
+
+def _read(value: Any, kind: Any, key: str, where: str) -> Any:
+    """A text, or list of texts, as a value of type `kind`.
+
+    Raises:
+        ConfigError: not a value of that type.
+    """
+    options = [k for k in get_args(kind) if k is not type(None)] if _is_union(kind) else [kind]
+    if _is_union(kind) and len(options) < len(get_args(kind)) and value in ("null", "None", "none", ""):
+        return None
+    for option in options:
+        try:
+            return _read_one(value, option)
+        except (ValueError, TypeError):
+            continue
+    raise ConfigError(f"{where}: {key}={value!r:.80} is not {_kind_name(kind)}")
+
+
+def _read_one(value: Any, kind: Any) -> Any:
+    if get_origin(kind) in (tuple, list):
+        parts = value if isinstance(value, list) else [v.strip() for v in value.strip("[]()").split(",")]
+        inner = get_args(kind)
+        if inner == (int, int) and len(parts) == 1:
+            parts = parts * 2  # image_size=112 means a square
+        if get_origin(kind) is tuple and inner[-1] is not Ellipsis and len(inner) != len(parts):
+            raise ValueError
+        return [_read_one(part, inner[0]) for part in parts if part != ""]
+    if not isinstance(value, str):
+        raise TypeError
+    if "${" in value:
+        raise ValueError
+    if kind is bool:
+        if value.lower() not in ("true", "false"):
+            raise ValueError
+        return value.lower() == "true"
+    if kind is int:
+        return int(value)
+    if kind is float:
+        return float(value)
+    if kind is str:
+        return value
+    raise TypeError(kind)
+
+
+def _is_union(kind: Any) -> bool:
+    return get_origin(kind) in (typing.Union, type(int | str))
+
+
+def _kind_name(kind: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "plain text (no ${…})"}
+    if _is_union(kind):
+        return " or ".join(_kind_name(k) for k in get_args(kind) if k is not type(None))
+    if get_origin(kind) in (tuple, list):
+        return "a list like [112, 112]"
+    return names.get(kind, str(kind))

@@ -1,0 +1,150 @@
+"""What a pretraining run measures and draws of itself: held-out error, probe faces, ridge and kNN probes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from shards.align import FaceDetector
+
+from pipelines.pictures import grid_picture, save_picture, to_pixels
+from pipelines.probe import load_probe_set, pixel_features, probe_scores, token_features
+from pipelines.stage import Context, loader_workers
+from pretrain.encoder import build_encoder
+from pretrain.mae import MAE
+from pretrain.mae_task import MaeTask, mean_target
+from pretrain.masking import mask_noise
+from shards.shardset import ShardSet
+from shards.stream import Batch, eval_batches
+
+_MEAN_FACES = 1000
+
+
+class MAEObserver:
+    """Evaluation of a pretraining run on faces that it does not learn from."""
+
+    def __init__(self, context: Context, model: MAE) -> None:
+        self._context = context
+        self._model = model
+        self._mean_target: torch.Tensor | None = None
+        self._reference: dict[str, float] | None = None
+
+    def evaluate(self, step: int) -> Mapping[str, float]:
+        """Held-out error in every process; pictures and probes in the main one.
+
+        Returns:
+            `val_loss`, `val_mean_face`, `val_pixel_mse`, `faces_found`, `probe.<features>.<score>`.
+        """
+        val = self._context.splits.val
+        if val is None:
+            return {}
+        self._model.eval()
+        values = self._held_out(val)
+        if self._context.processes.is_main:
+            values |= self._draw(val, step)
+            values |= self._probe(val)
+        self._context.processes.barrier()
+        return values
+
+    def _held_out(self, val: ShardSet) -> dict[str, float]:
+        """Means over the held-out samples, the same to the last bit for any number of processes."""
+        context, config = self._context, self._context.config
+        if self._mean_target is None:
+            count = min(_MEAN_FACES, len(context.splits.train))
+            spread = np.linspace(0, len(context.splits.train) - 1, count).round().astype(int).tolist()
+            self._mean_target = self._mean_of(context.splits.train, spread)
+        task = MaeTask(self._model.num_patches, self._mean_target)
+        count = min(config.eval.max_samples or len(val), len(val))
+        rank, world = context.processes.rank, context.processes.world_size
+        per_rank = -(-count // (config.eval.batch_size * world)) * config.eval.batch_size
+        columns: dict[str, torch.Tensor] = {}
+        at = 0
+        for batch in self._batches(val, list(range(count)), rank, world):
+            outputs = task.predict(self._model, batch.to(context.device))
+            for name, value in outputs.items():
+                column = columns.setdefault(name, torch.full((per_rank,), torch.nan, dtype=torch.float64))
+                column[at : at + batch.num_valid] = value[: batch.num_valid].double().cpu()
+            at += batch.size
+        return {f"val_{name}": self._mean_in_order(columns[name]) for name in sorted(columns)}
+
+    def _mean_of(self, shards: ShardSet, samples: list[int]) -> torch.Tensor:
+        device = self._context.device
+        return mean_target(
+            self._model,
+            (b.images[: b.num_valid].to(device) for b in self._batches(shards, samples, 0, 1)),
+        )
+
+    def _mean_in_order(self, column: torch.Tensor) -> float:
+        gathered = torch.stack(self._context.processes.gather(column))
+        size = self._context.config.eval.batch_size
+        ordered = gathered.view(len(gathered), -1, size).transpose(0, 1).flatten()
+        return float(ordered[~ordered.isnan()].mean())
+
+    def _batches(self, shards: ShardSet, samples: list[int], rank: int, world: int) -> Iterator[Batch]:
+        context = self._context
+        return eval_batches(
+            shards,
+            context.config.eval.batch_size,
+            self._model.image_size,
+            rank,
+            world,
+            loader_workers(context.config.data.num_workers, context.device),
+            samples,
+            with_labels=False,
+            seed=context.config.seed,
+        )
+
+    def _draw(self, val: ShardSet, step: int) -> dict[str, float]:
+        """Probe faces as a picture; counts those whose pasted version MTCNN takes for a face."""
+        count = min(self._context.config.eval.pictures, len(val))
+        if not count:
+            return {}
+        spread = np.linspace(0, len(val) - 1, count).round().astype(int).tolist()
+        batch = next(eval_batches(val, count, self._model.image_size, samples=spread, with_labels=False))
+        batch = batch.to(self._context.device)
+        output = self._model(batch.images, mask_noise(batch.rng, self._model.num_patches), predict_all=True)
+        shown = self._model.reconstruct(output, batch.images)
+        columns = [
+            ("original", shown.original),
+            ("masked", shown.masked),
+            ("reconstruction", shown.reconstruction),
+            ("pasted", shown.pasted),
+        ]
+        save_picture(
+            grid_picture(columns, per_row=2), self._context.run.pictures / f"reconstructions-{step:08d}.png"
+        )
+        found = FaceDetector().detect(list(to_pixels(shown.pasted)))
+        return {"faces_found": float(sum(len(faces) > 0 for faces in found)), "faces_shown": float(count)}
+
+    def _probe(self, val: ShardSet) -> dict[str, float]:
+        """Ridge and kNN on labels: this encoder, and once a random one and pixels beside it."""
+        config, device = self._context.config, self._context.device
+        if not (config.eval.probe_train and config.eval.probe_val):
+            return {}
+        size = self._model.image_size
+        train_set = load_probe_set(self._context.splits.train, config.eval.probe_train, size)
+        val_set = load_probe_set(val, config.eval.probe_val, size)
+        if len(train_set.expr) < 50 or not len(val_set.expr):
+            return {}
+        kinds = {}
+        train_tokens = token_features(self._model.encoder, train_set, device)
+        val_tokens = token_features(self._model.encoder, val_set, device)
+        for name in train_tokens:
+            kinds[name] = (train_tokens[name], val_tokens[name])
+        scores = {k: probe_scores(a, train_set, b, val_set) for k, (a, b) in kinds.items()}
+        if self._reference is None:
+            random = build_encoder(config.encoder, torch.Generator().manual_seed(config.seed)).to(device)
+            features = [token_features(random, s, device)["position"] for s in (train_set, val_set)]
+            pixels = [pixel_features(s) for s in (train_set, val_set)]
+            self._reference = _flat(
+                {
+                    "random.position": probe_scores(features[0], train_set, features[1], val_set),
+                    "pixels": probe_scores(pixels[0], train_set, pixels[1], val_set),
+                }
+            )
+        return _flat(scores) | self._reference
+
+
+def _flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"probe.{kind}.{name}": value for kind, row in scores.items() for name, value in row.items()}

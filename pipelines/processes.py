@@ -1,0 +1,133 @@
+"""The processes of a run: who is who, what they agree on, and the signals that ask them to stop.
+
+Agreement goes through a gloo group of its own, on the CPU, one step behind: no process waits for a device,
+and all stop at the same step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Processes:
+    """This process among the others of the run."""
+
+    def __init__(self) -> None:
+        """Joins the process group that the launcher set up, if there is one."""
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.rank = dist.get_rank() if several else 0
+        self.world_size = dist.get_world_size() if several else 1
+        self._group: Any = dist.new_group(backend="gloo") if several else None
+        self._posted: tuple[torch.Tensor, dist.Work | None] | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes files."""
+        return self.rank == 0
+
+    def post(self, flags: Sequence[int]) -> list[int]:
+        """Hands in this process's flags; returns the largest of all processes' flags of the call before.
+
+        The first call returns zeros. Every process must call it at the same steps.
+        """
+        flags_tensor = torch.tensor(list(flags), dtype=torch.int64)
+        if self._group is None:
+            return flags_tensor.tolist()
+        previous = self._posted
+        work = dist.all_reduce(flags_tensor, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        self._posted = (flags_tensor, work)
+        if previous is None:
+            return [0] * len(flags)
+        tensor, pending = previous
+        if pending is not None:
+            pending.wait()
+        return tensor.tolist()
+
+    def finish_posts(self) -> None:
+        """Waits for the last `post`, so that no exchange is left under way."""
+        if self._posted is not None and self._posted[1] is not None:
+            self._posted[1].wait()
+        self._posted = None
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """The mean of a CPU tensor over processes."""
+        if self._group is None:
+            return values
+        total = values.clone()
+        dist.all_reduce(total, group=self._group)
+        return total / self.world_size
+
+    def gather(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """A CPU tensor of the same shape from every process, in order of rank."""
+        if self._group is None:
+            return [values]
+        gathered = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(gathered, values.contiguous(), group=self._group)
+        return gathered
+
+    def barrier(self) -> None:
+        """Waits until every process is here."""
+        if self._group is not None:
+            dist.barrier(group=self._group)
+
+    def agree(self, message: str) -> str:
+        """The main process's text, in every process (up to 64 KiB)."""
+        if self._group is None:
+            return message
+        buffer = torch.zeros(1 << 16, dtype=torch.uint8)
+        if self.is_main:
+            data = message.encode()[: len(buffer) - 1]
+            buffer[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+        dist.broadcast(buffer, 0, group=self._group)
+        return bytes(buffer.tolist()).rstrip(b"\0").decode(errors="replace")
+
+
+class StopRequest:
+    """Set by SIGTERM, SIGUSR1 (a scheduler's grace signal) or Ctrl-C: save at the next step and end."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """The handler. A second Ctrl-C interrupts at once."""
+        if number == signal.SIGINT and self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+@contextlib.contextmanager
+def stop_requests() -> Iterator[StopRequest]:
+    """Catches stop signals while the block runs; handlers are put back after it."""
+    request = StopRequest()
+    before = {number: signal.signal(number, request) for number in (*STOP_SIGNALS, signal.SIGINT)}
+    _die_with_launcher()
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _die_with_launcher() -> None:
+    """`accelerate launch` of one process passes no SIGTERM on: the kernel does, when that parent dies."""
+    try:
+        launcher = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return
+    if b"accelerate" not in launcher:
+        return
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -1,0 +1,138 @@
+"""The report: one HTML file that holds everything, made from run directories alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+from matplotlib.figure import Figure
+
+from pipelines.rundir import read_metrics
+from shards.files import write_atomic
+from shards.labels import DataError
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class RunView:
+    """One run as the template sees it: plain values and data URLs."""
+
+    path: str
+    facts: dict[str, Any]
+    config: str
+    rendered: bool
+    last: dict[str, Any]
+    table: list[tuple[str, str]]
+    probes: list[dict[str, Any]]
+    curves: str
+    pictures: list[tuple[str, str]]
+
+
+def write_report(runs: Sequence[Path]) -> Path:
+    """Writes report.html into the first run's directory.
+
+    Args:
+        runs: run directories; the first is the subject, others are shown beside it.
+
+    Raises:
+        DataError: a directory that holds no run.
+    """
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True)
+    html = environment.get_template("report.html").render(runs=[_view(run) for run in runs])
+    path = runs[0] / "report.html"
+    write_atomic(path, html.encode())
+    return path
+
+
+def _view(run: Path) -> RunView:
+    try:
+        facts = json.loads((run / "run.json").read_bytes())
+        config = (run / "config.yaml").read_text()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{run}: no run there ({error}); give one, as in RUN=runs/pretrain/…") from error
+    rows = read_metrics(run)
+    train = [row for row in rows if row.get("kind") == "train"]
+    evals = [row for row in rows if row.get("kind") == "eval"]
+    return RunView(
+        path=str(run),
+        facts=facts,
+        config=config,
+        rendered=bool(facts.get("data", {}).get("rendered")),
+        last=train[-1] if train else {},
+        table=_table(evals[-1]) if evals else [],
+        probes=_probes(evals[-1]) if evals else [],
+        curves=_curves(train, evals),
+        pictures=[(path.stem, _png_url(path)) for path in sorted((run / "pictures").glob("*.png"))[-4:]],
+    )
+
+
+_NAMES = {
+    "val_loss": "held-out masked error (in the target's space)",
+    "val_mean_face": "the same, predicting the mean face",
+    "val_pixel_mse": "held-out masked error in pixels, squared, of [0, 1]",
+    "faces_found": "pasted faces in which MTCNN finds a face",
+    "faces_shown": "pasted faces looked at",
+}
+
+
+def _table(row: dict[str, Any]) -> list[tuple[str, str]]:
+    present = {name: text for name, text in _NAMES.items() if isinstance(row.get(name), int | float)}
+    return [(text, f"{row[name]:.4g}") for name, text in present.items()]
+
+
+def _probes(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the probe table: one per kind of features that was probed."""
+    kinds = {
+        "position": "tokens, position kept",
+        "mean": "tokens averaged",
+        "cls": "cls token",
+        "random.position": "random encoder, position kept",
+        "pixels": "pixels (64 × 64)",
+    }
+    columns = ("ridge_expr", "knn_expr", "ridge_valence", "ridge_arousal")
+    table = []
+    for kind, text in kinds.items():
+        values = [row.get(f"probe.{kind}.{column}") for column in columns]
+        if any(value is not None for value in values):
+            table.append({"name": text, "cells": ["" if v is None else f"{v:.3f}" for v in values]})
+    return table
+
+
+def _curves(train: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]]) -> str:
+    """Loss, learning rate and speed against steps, as a data URL."""
+    if not train:
+        return ""
+    matplotlib.use("Agg")
+    figure = Figure(figsize=(11, 2.8), layout="constrained")
+    axes = figure.subplots(1, 3)
+    for axis, name, title in zip(axes, ("loss", "lr", "images_per_s"), ("loss", "learning rate", "images/s")):
+        points = [(row["step"], row[name]) for row in train if isinstance(row.get(name), int | float)]
+        axis.plot([p[0] for p in points], [p[1] for p in points], linewidth=1.2, color="#1d4e89")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step", fontsize=9)
+        axis.grid(alpha=0.25)
+        axis.tick_params(labelsize=8)
+    for name, label, style in (("val_loss", "held out", "o-"), ("val_mean_face", "mean face", "--")):
+        points = [(row["step"], row[name]) for row in evals if isinstance(row.get(name), int | float)]
+        if points:
+            axes[0].plot([p[0] for p in points], [p[1] for p in points], style, markersize=3, label=label)
+    axes[0].legend(fontsize=8)
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    return _data_url(data.getvalue())
+
+
+def _png_url(path: Path) -> str:
+    return _data_url(path.read_bytes())
+
+
+def _data_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
