@@ -133,6 +133,9 @@ def _build_part(
     part, num_parts = parse_part(config.part)
     wanted = range(part - 1, -(-len(items) // config.shard_size), num_parts)
     missing = [k for k in wanted if _finished(out, k, fingerprint(description)) is None]
+    for k in missing:  # what a killed build left half-written
+        for leftover in (*out.glob(f".faces-{k:06d}.*.tmp"), *(out / _PARTS).glob(f".{k:06d}.json.*.tmp")):
+            leftover.unlink()
     slices = {k: items[k * config.shard_size : (k + 1) * config.shard_size] for k in missing}
     jobs = [_Job(out, k, slices[k], config.chunk_size, fingerprint(description)) for k in missing]
     done = sum(min(config.shard_size, len(items) - k * config.shard_size) for k in wanted if k not in slices)
@@ -313,16 +316,25 @@ def _run(source: Source, jobs: Sequence[_Job], workers: int, bar: Any) -> None:
         counter = context.Value("q", 0)
         with ProcessPoolExecutor(workers, context, _start_worker, (source, counter)) as pool:
             pending: set[Future[None]] = {pool.submit(_work, job) for job in jobs}
+            shown = 0
             try:
                 while pending:
                     finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                    bar.update(counter.value - (bar.n - bar.initial))
+                    shown = _catch_up(bar, counter, shown)
                     for future in finished:
                         future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-            bar.update(counter.value - (bar.n - bar.initial))
+            _catch_up(bar, counter, shown)
+
+
+def _catch_up(bar: Any, counter: Any, shown: int) -> int:
+    """Moves the bar to what the workers have counted; returns that count."""
+    counted = int(counter.value)
+    if counted > shown:
+        bar.update(counted - shown)
+    return counted
 
 
 def _start_worker(source: Source, counter: Any) -> None:

@@ -1,0 +1,222 @@
+"""The face encoder: a plain timm VisionTransformer, built and run as MAE does. This package's door to timm.
+
+The encoder stays timm's own module, so its state dict loads strictly into the timm model of that name; what
+MAE and the finetuning models do differently (embedding only the visible patches) are functions over it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.models import checkpoint_seq
+from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import VisionTransformer as VisionTransformer  # the type others name
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pretrain.patches import grid_of
+from pretrain.posembed import sincos_table
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Which ViT. None leaves the named model's own value.
+
+    Attributes:
+        name: a timm VisionTransformer with a cls token and an absolute position embedding.
+        image_size: height and width in pixels.
+        patch_size: height and width of a patch in pixels.
+        embed_dim, depth, num_heads: width, blocks and heads, for sizes timm has no name for.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
+    """
+
+    name: str = "vit_base_patch16_224"
+    image_size: tuple[int, int] = (224, 224)
+    patch_size: tuple[int, int] | None = None
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+    drop_path_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", _pair(self.image_size))
+        if self.patch_size is not None:
+            object.__setattr__(self, "patch_size", _pair(self.patch_size))
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """A side or (height, width), also as the list a configuration file gives."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
+
+
+def build_encoder(config: EncoderConfig, generator: torch.Generator | None = None) -> VisionTransformer:
+    """Builds the encoder with MAE's initialisation and its fixed sine-cosine position table.
+
+    The table is in the state dict but has requires_grad False; finetuning unfreezes it. There is no
+    classifier, and the final norm is `norm`.
+
+    Args:
+        config: which ViT.
+        generator: source of the random weights; None draws from torch's own.
+
+    Raises:
+        ValueError: timm has no such model, it is not a plain ViT, or the sizes do not fit together.
+    """
+    _check_plain(config.name)
+    embed_dim, num_heads = config.embed_dim, config.num_heads
+    if embed_dim and num_heads and embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}: change one of them"
+        )
+    encoder: Any = timm.create_model(
+        config.name, drop_path_rate=config.drop_path_rate, weight_init="skip", **timm_arguments(config)
+    )
+    grid_of(config.image_size, encoder.patch_embed.patch_size)
+    init_weights(encoder, generator)
+    num_prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
+    fill_sincos(encoder.pos_embed, encoder.patch_embed.grid_size, num_prefix)
+    assert isinstance(encoder, VisionTransformer)
+    return encoder
+
+
+def timm_arguments(config: EncoderConfig) -> dict[str, Any]:
+    """What `timm.create_model(config.name, …)` needs for a module that the encoder's weights fit strictly."""
+    sizes = {
+        "patch_size": config.patch_size,
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+    }
+    return {
+        "num_classes": 0,
+        "global_pool": "token",
+        "img_size": config.image_size,
+        **{name: value for name, value in sizes.items() if value is not None},
+    }
+
+
+def _check_plain(name: str) -> None:
+    """Raises ValueError unless timm's `name` is a ViT that visible-only encoding is right for."""
+    remedy = (
+        "choose a plain one such as vit_base_patch16_224 and set image_size, patch_size, embed_dim, depth"
+    )
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models("vit_*"), n=3)
+        raise ValueError(f"timm has no model {name!r} (near: {', '.join(near) or 'none'}): {remedy}")
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, num_classes=0)
+    except (RuntimeError, NotImplementedError, TypeError, AssertionError) as error:
+        raise ValueError(f"timm model {name!r} cannot be built here ({error}): {remedy}") from error
+    if type(model) is not VisionTransformer or type(model.patch_embed) is not PatchEmbed:
+        raise ValueError(f"timm model {name!r} is a {type(model).__name__}, not a plain ViT: {remedy}")
+    if model.pos_embed is None or model.cls_token is None:
+        missing = "absolute position embedding" if model.pos_embed is None else "cls token"
+        raise ValueError(f"timm model {name!r} has no {missing}: {remedy}")
+
+
+def build_blocks(dim: int, depth: int, num_heads: int) -> nn.ModuleList:
+    """`depth` pre-norm transformer blocks as in MAE: mlp ratio 4, qkv bias, LayerNorm eps 1e-6, exact GELU.
+
+    Raises:
+        ValueError: `dim` is not a multiple of `num_heads`.
+    """
+    if dim % num_heads:
+        raise ValueError(f"width {dim} is not a multiple of num_heads {num_heads}: change one of them")
+    norm_layer: Any = partial(nn.LayerNorm, eps=1e-6)
+    return nn.ModuleList(
+        Block(dim, num_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)
+    )
+
+
+def init_weights(module: nn.Module, generator: torch.Generator | None = None) -> None:
+    """MAE's initialisation, in place and in the order of `module.modules()`.
+
+    xavier uniform on every Linear and on the patch convolution seen as [out, -1]; LayerNorm 1 and 0; biases
+    0; cls, register and mask tokens normal with std .02.
+    """
+    for name, param in module.named_parameters(recurse=True):
+        if name.rpartition(".")[2] in ("cls_token", "reg_token", "mask_token"):
+            nn.init.normal_(param, std=0.02, generator=generator)
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(part.weight.view(part.weight.shape[0], -1), generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm) and part.elementwise_affine:
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
+@torch.no_grad()
+def fill_sincos(pos_embed: nn.Parameter, grid: tuple[int, int], num_prefix_tokens: int) -> None:
+    """Writes the fixed table into `pos_embed` (1, prefix + gh*gw, D) and freezes it."""
+    pos_embed.copy_(sincos_table(pos_embed.shape[-1], grid, num_prefix_tokens)[None])
+    pos_embed.requires_grad_(False)
+
+
+def embed_patches(encoder: VisionTransformer, patches: Tensor) -> Tensor:
+    """The patch convolution as a product, for patches already cut out.
+
+    Args:
+        encoder: the ViT.
+        patches: (B, K, ph*pw*3) normalised, channel fastest.
+
+    Returns:
+        (B, K, D) without position.
+    """
+    proj = encoder.patch_embed.proj
+    weight = proj.weight.permute(0, 2, 3, 1).flatten(1)
+    tokens: Tensor = encoder.patch_embed.norm(F.linear(patches, weight, proj.bias))
+    return tokens
+
+
+def encode_visible(encoder: VisionTransformer, patches: Tensor, ids_keep: Tensor) -> Tensor:
+    """Encodes only the patches that are kept: embedding, position, prefix tokens, blocks, final norm.
+
+    Args:
+        encoder: the ViT.
+        patches: (B, K, ph*pw*3) normalised kept patches, channel fastest, in the order of `ids_keep`.
+        ids_keep: (B, K) int64 positions on the grid.
+
+    Returns:
+        (B, prefix + K, D) latent tokens: cls, registers, then the patches in the order given.
+    """
+    prefix: list[Tensor] = [token for token in (encoder.cls_token, encoder.reg_token) if token is not None]
+    assert encoder.pos_embed is not None
+    num_placed = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
+    places = encoder.pos_embed[0]
+    tokens = embed_patches(encoder, patches) + F.embedding(ids_keep, places[num_placed:])
+    head = torch.cat(prefix, dim=1)
+    if num_placed:
+        head = head + places[:num_placed]
+    tokens = torch.cat([head.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
+    tokens = encoder.norm_pre(encoder.pos_drop(tokens))
+    if encoder.grad_checkpointing:
+        tokens = checkpoint_seq(encoder.blocks, tokens)
+    else:
+        tokens = encoder.blocks(tokens)
+    latent: Tensor = encoder.norm(tokens)
+    return latent
+
+
+def encode(encoder: VisionTransformer, images: Tensor) -> Tensor:
+    """All tokens of whole images: timm's `forward_features`.
+
+    Args:
+        encoder: the ViT.
+        images: (B, 3, H, W) normalised.
+
+    Returns:
+        (B, prefix + L, D) tokens after the final norm, patches row by row.
+    """
+    tokens: Tensor = encoder.forward_features(images)
+    return tokens

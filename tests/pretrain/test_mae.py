@@ -1,0 +1,180 @@
+import pytest
+import torch
+from tiny import golden_inputs, golden_mae, smooth_batch, tiny_mae
+
+from pretrain.encoder import EncoderConfig, build_blocks, build_encoder
+from pretrain.mae import (
+    MAE,
+    MAEConfig,
+    last_tokens_of_block,
+    load_reference_state_dict,
+    reference_state_dict,
+)
+from pretrain.masking import mask_noise
+from pretrain.patches import gather_patches, patchify
+
+MASK_ROW = [0, 1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("norm_pix", "loss", "grad_norm"),
+    [(False, 0.45005157589912415, 0.2780390422499139), (True, 1.1170995235443115, 0.316176320176435)],
+)
+def test_the_tiny_model_gives_the_golden_numbers(norm_pix, loss, grad_norm):
+    model = golden_mae(norm_pix)
+    images, noise = golden_inputs()
+    whole = model(images, noise, predict_all=True)
+    assert whole.loss.item() == pytest.approx(loss, abs=1e-5)
+    assert whole.pred.double().sum().item() == pytest.approx(258.7033694633283, rel=1e-5)
+    assert whole.pred.abs().mean().item() == pytest.approx(0.27199825704845654, abs=1e-5)
+    assert whole.pred[0, 0, 0].item() == pytest.approx(-0.329982727766037, abs=1e-5)
+    assert whole.masking.mask[0].int().tolist() == MASK_ROW
+    output = model(images, noise)
+    assert output.loss.item() == pytest.approx(loss, abs=1e-5)
+    output.loss.backward()
+    squares = [param.grad.square().sum() for param in model.parameters() if param.grad is not None]
+    assert torch.stack(squares).sum().sqrt().item() == pytest.approx(grad_norm, abs=1e-5)
+    assert sum(param.numel() for param in model.parameters()) == 88_016
+
+
+def test_vit_base_mae_has_the_papers_parameters():
+    with torch.device("meta"):
+        model = MAE(build_encoder(EncoderConfig()), MAEConfig())
+    assert sum(param.numel() for param in model.parameters()) == 111_907_840
+    frozen = {name for name, param in model.named_parameters() if not param.requires_grad}
+    assert frozen == {"encoder.pos_embed", "decoder_pos_embed"}
+
+
+def test_masked_only_prediction_equals_predicting_all():
+    model = tiny_mae(depth=2)
+    batch = smooth_batch(3)
+    noise = mask_noise(batch.rng, 16)
+    whole, part = model(batch.images, noise, predict_all=True), model(batch.images, noise)
+    assert whole.pred.shape == (3, 16, 192)
+    assert part.pred.shape == (3, 12, 192)
+    expected = gather_patches(whole.pred, part.masking.ids_masked)
+    torch.testing.assert_close(part.pred, expected, atol=1e-6, rtol=1e-6)
+    grads = [torch.autograd.grad(out.loss, model.decoder_blocks.parameters()) for out in (whole, part)]
+    torch.testing.assert_close(*grads, atol=1e-6, rtol=1e-5)
+
+
+def test_the_last_tokens_of_a_block_are_exact():
+    block = build_blocks(32, 1, 4)[0]
+    tokens = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        last_tokens_of_block(block, tokens, 5), block(tokens)[:, -5:], atol=1e-6, rtol=1e-6
+    )
+
+
+def test_the_loss_is_the_mean_over_masked_patches_written_out():
+    model = tiny_mae()
+    batch = smooth_batch(2)
+    output = model(batch.images, mask_noise(batch.rng, 16), predict_all=True)
+    patches = patchify(model.pixels(batch.images), (8, 8))
+    target = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, keepdim=True) + 1e-6).sqrt()
+    per_patch = (output.pred - target).square().mean(-1)
+    expected = (per_patch * output.masking.mask).sum(1) / output.masking.mask.sum(1)
+    torch.testing.assert_close(output.losses, expected)
+    torch.testing.assert_close(output.loss, expected.mean())
+
+
+def test_uint8_and_normalised_float_images_agree():
+    model = tiny_mae()
+    batch = smooth_batch(4)
+    noise = mask_noise(batch.rng, 16)
+    mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    floats = (batch.images / 255 - mean) / std
+    torch.testing.assert_close(
+        model(batch.images, noise).losses, model(floats, noise).losses, atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_non_square_grid_trains_and_rebuilds():
+    model = tiny_mae(image_size=(16, 48))
+    batch = smooth_batch(2, (16, 48))
+    output = model(batch.images, mask_noise(batch.rng, 12), predict_all=True)
+    output.loss.backward()
+    assert output.masking.mask.shape == (2, 12)
+    assert model.reconstruct(output, batch.images).pasted.shape == (2, 3, 16, 48)
+
+
+@pytest.mark.parametrize("norm_pix", [False, True])
+def test_pictures_show_the_image_where_it_was_seen(norm_pix):
+    model = tiny_mae(norm_pix)
+    batch = smooth_batch(2)
+    output = model(batch.images, mask_noise(batch.rng, 16), predict_all=True)
+    pictures = model.reconstruct(output, batch.images)
+    torch.testing.assert_close(pictures.original, batch.images / 255, atol=1e-5, rtol=0)
+    masked = output.masking.mask.view(2, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    masked = masked.expand(2, 3, 32, 32)
+    assert torch.equal(pictures.pasted[~masked], pictures.original[~masked])
+    assert torch.equal(pictures.pasted[masked], pictures.reconstruction[masked])
+    assert pictures.masked[masked].eq(0.5).all()
+    for picture in pictures:
+        assert 0 <= picture.min() <= picture.max() <= 1
+
+
+def test_a_perfect_prediction_is_the_image_again():
+    model = tiny_mae(norm_pix=True)
+    patches = model.patchify(smooth_batch(2).images)
+    torch.testing.assert_close(
+        model.to_pixels(model.target(patches), patches), patches / 255, atol=1e-5, rtol=0
+    )
+
+
+def test_pictures_need_every_patch():
+    model = tiny_mae()
+    batch = smooth_batch(1)
+    with pytest.raises(ValueError, match="predict_all=True"):
+        model.reconstruct(model(batch.images, mask_noise(batch.rng, 16)), batch.images)
+
+
+def test_reference_names_round_trip():
+    model, other = tiny_mae(), golden_mae(True)
+    state = reference_state_dict(model)
+    assert {"cls_token", "blocks.1.mlp.fc2.bias", "norm.weight", "mask_token", "decoder_pred.bias"} <= set(
+        state
+    )
+    assert not any(name.startswith("encoder.") for name in state)
+    load_reference_state_dict(other, state)
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
+
+
+def test_a_state_that_is_not_a_whole_mae_is_refused_by_name():
+    model = tiny_mae()
+    state = reference_state_dict(model)
+    del state["mask_token"]
+    with pytest.raises(ValueError, match=r"missing \['mask_token'\]"):
+        load_reference_state_dict(model, state)
+    state = reference_state_dict(tiny_mae()) | {"decoder_pred.bias": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"decoder_pred.bias \(3,\) instead of \(192,\)"):
+        load_reference_state_dict(model, state)
+
+
+def test_sizes_that_make_no_mae_are_refused():
+    with pytest.raises(ValueError, match="do not fit an encoder for 3x32x32"):
+        tiny_mae()(torch.zeros(1, 3, 24, 24), torch.zeros(1, 9))
+    encoder = build_encoder(EncoderConfig(image_size=(32, 32), embed_dim=12, depth=1, num_heads=1))
+    with pytest.raises(ValueError, match="masks no patch"):
+        MAE(encoder, MAEConfig(mask_ratio=0))
+    with pytest.raises(ValueError, match="decoder_depth"):
+        MAE(encoder, MAEConfig(decoder_depth=0))
+    with pytest.raises(ValueError, match="leaves none of 4"):
+        MAE(encoder, MAEConfig(mask_ratio=0.8))
+
+
+def test_a_handful_of_images_is_overfitted():
+    model = tiny_mae()
+    batch = smooth_batch(4)
+    noise = mask_noise(batch.rng, 16)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for _ in range(60):
+        loss = model(batch.images, noise).loss
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[0] > 1.0
+    assert losses[-1] < 0.5 * losses[0]
