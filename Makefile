@@ -1,19 +1,86 @@
+# faceprior. `make setup && make demo` is all it takes; `make help` lists the rest.
 PY ?= python3
 VENV ?= .venv
-UV := $(VENV)/bin/uv
 BACKEND ?=
+CONFIG ?=
+SHARDS ?=
+RUN ?=
+INIT ?=
+ARGS ?=
+NPROC ?= 1
+NODES ?= 1
 
-.PHONY: setup lock
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+# One process runs plainly; several through torchrun, on GPUs where there are any. LAUNCHER replaces all of it.
+LAUNCHER ?= $(if $(filter-out 1,$(NPROC)),$(BIN)/torchrun --standalone --nproc_per_node $(NPROC),$(BIN)/python)
+FACEPRIOR := $(LAUNCHER) -m pipelines
+SETTINGS = $(if $(SHARDS),data.shards=$(SHARDS)) $(if $(RUN),run=$(RUN)) $(if $(INIT),init=$(INIT)) $(ARGS)
 
-setup: $(VENV)/.stamp
+.DEFAULT_GOAL := help
+.PHONY: help setup lock demo test lint types slow shards doctor pretrain report bench slurm clean
+
+help:  ## list what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(VENV)/.stamp  ## virtual environment from the hashed lock [BACKEND=cpu|cu126|site] [PY=python3.12]
 
 $(VENV)/.stamp: requirements.lock pyproject.toml
+ifeq ($(BACKEND),site)
+	$(PY) -m venv --system-site-packages $(VENV)
+else
 	$(PY) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -q --disable-pip-version-check uv==0.13.8
-	$(UV) pip install -q --python $(VENV)/bin/python --compile-bytecode --require-hashes -r requirements.lock
-	$(UV) pip install -q --python $(VENV)/bin/python --no-deps --no-build-isolation -e .
+endif
+	$(BIN)/python -m pip install -q --disable-pip-version-check uv==0.13.8
+ifeq ($(BACKEND),)
+	$(UV) pip install -q --python $(BIN)/python --compile-bytecode --require-hashes -r requirements.lock
+	$(UV) pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
+else ifeq ($(BACKEND),site)
+	$(BIN)/python -c "import torch, torchvision"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+else
+	$(UV) pip install -q --python $(BIN)/python --compile-bytecode --torch-backend=$(BACKEND) -e '.[dev]'
+endif
+	@$(BIN)/python -m pipelines.gpunote
 	touch $@
 
-lock:
+lock:  ## resolve requirements.lock anew
 	$(UV) pip compile -q --universal --generate-hashes --no-header --all-extras --python-version 3.11 \
 	  -c pins.txt pyproject.toml -o requirements.lock
+
+demo: setup  ## rendered faces -> encoder -> pictures and report, in minutes
+	$(FACEPRIOR) pretrain pretrain_demo $(SETTINGS)
+
+lint: setup  ## ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup  ## mypy, strict
+	$(BIN)/mypy
+
+test: lint types  ## lint, types and tests
+	$(BIN)/pytest -m "not slow and not gpu"
+
+slow: setup  ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+shards: setup  ## raw faces -> shards: SOURCE=folder|celeba|tars|emotionet SRC=… OUT=… [ARGS="align.size=112 …"]
+	$(BIN)/python -m pipelines shards build $(SOURCE) $(SRC) $(OUT) $(ARGS)
+
+doctor: setup  ## verify every byte and sample of SHARDS=a[,b]
+	$(BIN)/python -m pipelines doctor $(SHARDS) $(ARGS)
+
+pretrain: setup  ## masked autoencoder [CONFIG=…] [SHARDS=…] [RUN=…] [INIT=…] [NPROC=n] [ARGS="optim.base_lr=1e-4 …"]
+	$(FACEPRIOR) pretrain $(CONFIG) $(SETTINGS)
+
+report: setup  ## write report.html of RUN="a [b …]"
+	$(BIN)/python -m pipelines report $(RUN)
+
+bench: setup  ## benchmarks: each prints a ratio against a peer on the same work
+	$(BIN)/python -m bench.render
+
+slurm: setup  ## write and submit a job that requeues itself: CONFIG=… [NODES=n] [ARGS=…]
+	$(BIN)/python -m pipelines slurm --nodes $(NODES) $(CONFIG) $(SETTINGS)
+
+clean:  ## remove caches, not runs and data
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -68,9 +68,12 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     settings = list(arguments.settings)
     name = settings.pop(0) if settings and "=" not in settings[0] else "pretrain_demo"
     config = load_config(name, settings)
-    from pipelines.pretraining import build_parts
+    from pipelines.dryrun import dry_run
+    from pipelines.pretraining import build_parts, build_trainable
     from pipelines.stage import run_stage
 
+    if arguments.dry_run:
+        return dry_run(config, Path(name).stem, build_trainable)
     return run_stage(config, Path(name).stem, build_parts)
 
 

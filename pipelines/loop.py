@@ -172,8 +172,7 @@ def fit(
         lr = learning_rate(optim, plan.layout.global_batch_size, plan.epoch(done.step), train.epochs)
         set_learning_rate(trainee.optimizer, lr)
         micro_batches = _draw(batches, plan.layout.accum_steps, accelerator.device, window.clock)
-        logs = _forward_backward(trainee, micro_batches, accelerator)
-        logs |= _update(trainee, optim, accelerator)
+        logs = train_step(trainee, micro_batches, optim, accelerator)
         done.step += 1
         done.position += plan.layout.global_batch_size
         window.pending.append(_Pending(done.step, logs, lr, [key for b in micro_batches for key in b.keys]))
@@ -209,6 +208,24 @@ def _draw(batches: Iterator[Batch], count: int, device: torch.device, clock: Clo
     drawn = [next(batches) for _ in range(count)]
     clock.waited += time.perf_counter() - start
     return [batch.to(device) for batch in drawn]
+
+
+def train_step(
+    trainee: Trainee, batches: list[Batch], optim: OptimConfig, accelerator: Accelerator
+) -> dict[str, torch.Tensor]:
+    """One optimiser step.
+
+    Args:
+        trainee: task, model and optimiser.
+        batches: this process's micro-batches of the step, on the device.
+        optim: clipping.
+        accelerator: that prepared model and optimiser.
+
+    Returns:
+        Scalars on the device: the task's logs, `grad_norm`, and `nonfinite` (1 where the update was masked).
+    """
+    logs = _forward_backward(trainee, batches, accelerator)
+    return logs | _update(trainee, optim, accelerator)
 
 
 def _forward_backward(

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from shards.align import FaceDetector
 
 from pipelines.pictures import grid_picture, save_picture, to_pixels
 from pipelines.probe import load_probe_set, pixel_features, probe_scores, token_features
@@ -15,6 +14,7 @@ from pretrain.encoder import build_encoder
 from pretrain.mae import MAE
 from pretrain.mae_task import MaeTask, mean_target
 from pretrain.masking import mask_noise
+from shards.align import FaceDetector
 from shards.shardset import ShardSet
 from shards.stream import Batch, eval_batches
 

@@ -38,6 +38,12 @@ def build_mae(config: RunConfig) -> MAE:
     return model
 
 
+def build_trainable(config: RunConfig) -> tuple[MAE, MaeTask]:
+    """Model and task alone, for a dry run; raises as `build_mae`."""
+    model = build_mae(config)
+    return model, MaeTask(model.num_patches)
+
+
 def build_parts(context: Context) -> Parts:
     """What pretraining brings to a run; see `stage.Parts`."""
     config, shards = context.config, context.splits.train

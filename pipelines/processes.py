@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
@@ -18,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SAME_CTRL_C = 1.0  # seconds within which a launcher passes on the Ctrl-C that the terminal sent to all
 
 
 class Processes:
@@ -98,25 +101,54 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._since = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The handler. A second Ctrl-C interrupts at once."""
+        """The handler. A second Ctrl-C interrupts at once, unless it is the first as passed on by torchrun."""
+        now = time.monotonic()
         if number == signal.SIGINT and self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
+            if now - self._since > _SAME_CTRL_C:
+                raise KeyboardInterrupt
+            return
+        self.signal, self._since = number, now
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
     """Catches stop signals while the block runs; handlers are put back after it."""
+    global _catching
     request = StopRequest()
     before = {number: signal.signal(number, request) for number in (*STOP_SIGNALS, signal.SIGINT)}
+    _catching = True
     _die_with_launcher()
     try:
         yield request
     finally:
+        _catching = False
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_catching = False
+
+
+def _leave_signals_to_parent() -> None:
+    """In a forked loader worker: a stop signal sent to all processes is the training process's to answer.
+
+    A worker that died of it would take the run down before it has saved. Only the parent may end a worker.
+    """
+    if _catching:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, signal.SIGINT))
+        threading.Thread(target=_obey_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _obey_parent(parent: int) -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+os.register_at_fork(after_in_child=_leave_signals_to_parent)
 
 
 def _die_with_launcher() -> None:

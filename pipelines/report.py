@@ -124,7 +124,8 @@ def _curves(train: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]]) ->
         points = [(row["step"], row[name]) for row in evals if isinstance(row.get(name), int | float)]
         if points:
             axes[0].plot([p[0] for p in points], [p[1] for p in points], style, markersize=3, label=label)
-    axes[0].legend(fontsize=8)
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(fontsize=8)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=110)
     return _data_url(data.getvalue())

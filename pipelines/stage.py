@@ -137,7 +137,7 @@ def run_path(config: RunConfig, name: str) -> Path:
 def set_threads(threads: int) -> None:
     """torch's threads on a CPU: this process's share of the cores unless given."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // local))
+    torch.set_num_threads(threads or max(1, _num_cores() // local))
 
 
 def loader_workers(num_workers: int, device: torch.device) -> int:
@@ -151,7 +151,12 @@ def loader_workers(num_workers: int, device: torch.device) -> int:
     if device.type == "cpu":
         return 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(2, min(12, (os.cpu_count() or 1) // local))
+    return max(2, min(12, _num_cores() // local))
+
+
+def _num_cores() -> int:
+    """Cores that this process may use: a scheduler often grants fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def plan_run(config: RunConfig, shards: ShardSet, processes: Processes) -> Plan:

@@ -23,6 +23,9 @@ from shards.labels import DataError
 
 MAX_PIXELS = 64_000_000
 
+# torchvision's decoder is measured twice as fast here as Pillow's; its successor is another package.
+warnings.filterwarnings("ignore", "The image decoding and encoding capabilities of TorchVision")
+
 
 @dataclass(frozen=True)
 class CropConfig:
