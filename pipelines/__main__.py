@@ -1,39 +1,52 @@
-"""The command line: `faceprior COMMAND …` = `python -m pipelines COMMAND …`."""
+"""The command line: `faceprior COMMAND …` = `python -m pipelines COMMAND …`.
+
+Each command is one function here that parses and one elsewhere that works; what a command needs is imported
+when it is asked for, so that `--help` and a misspelt setting answer at once.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from pipelines.config import ConfigError, load_config
 
-_EXAMPLES = {
-    "pretrain": "faceprior pretrain pretrain_demo data.shards=data/celeba train.epochs=50",
-    "report": "faceprior report runs/pretrain/pretrain_demo",
-}
+Arguments = argparse.Namespace
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Run = Callable[[Arguments], int]
+DEFAULT_CONFIG = "pretrain_demo"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; errors that a user can mend are one message, not a traceback."""
-    parser = argparse.ArgumentParser(prog="faceprior", description=__doc__)
+    """Runs one command; errors that a user can mend are one message, not a traceback.
+
+    Args:
+        argv: words after the program's name; None = those of this process.
+
+    Returns:
+        Exit status: 0 done, 1 data or disk, 2 settings, 128 + signal when stopped.
+    """
+    parser = argparse.ArgumentParser(
+        prog="faceprior", description="A facial prior, learned once and reused for every affect task."
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_pretrain(commands)
-    _add_report(commands)
+    for add in (_add_pretrain, _add_shards, _add_doctor, _add_import, _add_report, _add_slurm):
+        add(commands)
     arguments = parser.parse_args(argv)
     try:
         return int(arguments.run_command(arguments))
     except ConfigError as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        return _fail("interrupted", 130)
     except _user_errors() as error:
         return _fail(error, 1)
 
 
-def _fail(error: BaseException, status: int) -> int:
+def _fail(error: object, status: int) -> int:
     print(f"faceprior: {error}", file=sys.stderr, flush=True)
     return status
 
@@ -47,26 +60,31 @@ def _user_errors() -> tuple[type[Exception], ...]:
     return CheckpointError, DataError, NonFiniteError
 
 
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
-) -> argparse.ArgumentParser:
-    return commands.add_parser(name, help=text, description=text, epilog=f"example: {_EXAMPLES[name]}")
+def _command(commands: Commands, name: str, text: str, example: str, run: Run) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, epilog=f"example: faceprior {example}")
+    parser.set_defaults(run_command=run)
+    return parser
 
 
-def _add_pretrain(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "pretrain", "learn a facial prior from unlabelled faces (MAE)")
+def _add_pretrain(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "pretrain",
+        "learn a facial prior from unlabelled faces (MAE)",
+        "pretrain pretrain_demo data.shards=data/celeba train.epochs=50",
+        _pretrain,
+    )
     parser.add_argument(
         "settings", nargs="*", metavar="CONFIG key=value", help="YAML file or its name; settings"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done, time it, write nothing"
     )
-    parser.set_defaults(run_command=_pretrain)
 
 
-def _pretrain(arguments: argparse.Namespace) -> int:
+def _pretrain(arguments: Arguments) -> int:
     settings = list(arguments.settings)
-    name = settings.pop(0) if settings and "=" not in settings[0] else "pretrain_demo"
+    name = settings.pop(0) if settings and "=" not in settings[0] else DEFAULT_CONFIG
     config = load_config(name, settings)
     from pipelines.dryrun import dry_run
     from pipelines.pretraining import build_parts, build_trainable
@@ -77,19 +95,99 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     return run_stage(config, Path(name).stem, build_parts)
 
 
-def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    parser = _command(commands, "report", "write report.html from run directories")
+def _add_shards(commands: Commands) -> None:
+    text = (
+        "raw faces -> aligned faces in tar shards; join parts; index foreign tars; render the default faces"
+    )
+    parser = _command(commands, "shards", text, "shards build celeba ~/celeba data/celeba", _shards)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="make shards of a data set")
+    build.add_argument("source", help="layout: folder, celeba, tars or emotionet")
+    build.add_argument("src", help="where the data set is")
+    build.add_argument("out", type=Path, help="folder that gets one folder per split")
+    build.add_argument(
+        "settings", nargs="*", metavar="key=value", help="align.size=112 align.margin=0.2 build.part=1/8 …"
+    )
+    merge = actions.add_parser("merge", help="join the parts of a build")
+    merge.add_argument("out", type=Path)
+    index = actions.add_parser("index", help="make a shard set of WebDataset tars where they lie")
+    index.add_argument("folder", type=Path)
+    index.add_argument("--split", default="train", choices=("train", "val", "test"))
+    index.add_argument("--name", default="", help="of the data set")
+    index.add_argument("--licence", default="not stated")
+    actions.add_parser("default", help="render the default faces")
+
+
+def _shards(arguments: Arguments) -> int:
+    from pipelines.data import make_default_faces
+    from pipelines.sharding import build_shards, describe, index_shards, merge_shards
+
+    if arguments.action == "default":
+        print(make_default_faces())
+        return 0
+    if arguments.action == "build":
+        manifests = build_shards(arguments.source, arguments.src, arguments.out, arguments.settings)
+    elif arguments.action == "merge":
+        manifests = merge_shards(arguments.out)
+    else:
+        manifests = [index_shards(arguments.folder, arguments.split, arguments.name, arguments.licence)]
+    for manifest in manifests:
+        print(describe(manifest))
+    if not manifests:
+        print("part made; run the others, then `faceprior shards merge`")
+    return 0
+
+
+def _add_doctor(commands: Commands) -> None:
+    text = "verify every byte and sample of shard sets"
+    parser = _command(commands, "doctor", text, "doctor data/celeba --html doctor.html", _doctor)
+    parser.add_argument("shards", metavar="SHARDS", help="folders of shard sets, comma-separated")
+    parser.add_argument("--html", type=Path, default=None, help="page to write")
+
+
+def _doctor(arguments: Arguments) -> int:
+    from pipelines.doctor import run_doctor
+
+    return run_doctor(arguments.shards, arguments.html)
+
+
+def _add_import(commands: Commands) -> None:
+    text = "convert a foreign .pth to safetensors that init= takes; nothing in it is run"
+    parser = _command(commands, "import", text, "import mae_pretrain_vit_base.pth mae.safetensors", _import)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("out", type=Path)
+
+
+def _import(arguments: Arguments) -> int:
+    from pipelines.importing import import_weights
+
+    count = import_weights(arguments.source, arguments.out)
+    print(f"{arguments.out}: {count} tensors; use it as init={arguments.out}")
+    return 0
+
+
+def _add_report(commands: Commands) -> None:
+    text = "write report.html from run directories"
+    parser = _command(commands, "report", text, "report runs/pretrain/pretrain_demo", _report)
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run directories, the subject first"
     )
-    parser.set_defaults(run_command=_report)
 
 
-def _report(arguments: argparse.Namespace) -> int:
+def _report(arguments: Arguments) -> int:
     from pipelines.report import write_report
 
     print(write_report(arguments.runs))
     return 0
+
+
+def _add_slurm(commands: Commands) -> None:
+    from pipelines.slurm import add_arguments, run_arguments
+
+    text = "write and submit a SLURM job that saves and requeues itself at its time limit"
+    add_arguments(
+        _command(commands, "slurm", text, "slurm pretrain_celeba data.shards=… --nodes 2", run_arguments)
+    )
 
 
 if __name__ == "__main__":

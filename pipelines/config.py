@@ -182,7 +182,7 @@ def load_config(name: str = "", overrides: Sequence[str] = ()) -> RunConfig:
         inner = given
         for group in groups:
             inner = inner.setdefault(group, {})
-        inner[last] = _read(value, _field_type(key, where), key, where)
+        inner[last] = read_value(value, _field_type(key, where), key, where)
     try:
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), given))
     except OmegaConfBaseException as error:
@@ -273,7 +273,7 @@ def _field_type(key: str, where: str) -> Any:
     return kind
 
 
-def _read(value: Any, kind: Any, key: str, where: str) -> Any:
+def read_value(value: Any, kind: Any, key: str, where: str) -> Any:
     """A text, or list of texts, as a value of type `kind`.
 
     Raises:
@@ -291,7 +291,7 @@ def _read(value: Any, kind: Any, key: str, where: str) -> Any:
 
 
 def _read_one(value: Any, kind: Any) -> Any:
-    if get_origin(kind) in (tuple, list):
+    if get_origin(kind) in (tuple, list, Sequence):
         parts = value if isinstance(value, list) else [v.strip() for v in value.strip("[]()").split(",")]
         inner = get_args(kind)
         if inner == (int, int) and len(parts) == 1:
@@ -324,6 +324,6 @@ def _kind_name(kind: Any) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "plain text (no ${…})"}
     if _is_union(kind):
         return " or ".join(_kind_name(k) for k in get_args(kind) if k is not type(None))
-    if get_origin(kind) in (tuple, list):
+    if get_origin(kind) in (tuple, list, Sequence):
         return "a list like [112, 112]"
     return names.get(kind, str(kind))

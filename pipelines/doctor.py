@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import io
 import sys
+import textwrap
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,13 +79,15 @@ def draw_text(examination: Examination) -> str:
     """The examination as a few lines for a terminal."""
     speed = examination.num_samples / max(examination.seconds, 1e-9)
     lines = [f"{examination.num_samples:,} samples in {examination.seconds:.1f} s ({speed:,.0f}/s)", ""]
-    lines += _text_table([_COLUMNS, *(_split_row(split) for split in examination.splits)])
+    names = _short_names(examination.splits)
+    lines += [*_text_table([_COLUMNS, *(_split_row(split, names) for split in examination.splits)]), ""]
     for split in examination.splits:
-        lines += [f"  {line}" for line in _label_lines(split)]
+        for line in _label_lines(split):
+            lines += textwrap.wrap(f"{names[split.name]}: {line}", 110, subsequent_indent="    ")
     for overlap in examination.overlaps:
-        pair = overlap.first if overlap.first == overlap.second else f"{overlap.first} → {overlap.second}"
+        pair = " and ".join(dict.fromkeys((names[overlap.first], names[overlap.second])))
         counts = f"{overlap.same_bytes} the same file, {overlap.look_alike} look alike"
-        lines.append(f"  pictures twice, {plain(pair)}: {counts}")
+        lines.append(f"{pair}: pictures that occur twice: {counts}")
     lines.append("")
     for finding in examination.findings[:_TEXT_FINDINGS]:
         lines.append(f"{finding.severity.upper():8}{plain(finding.where)}: {plain(finding.what)}")
@@ -100,11 +103,11 @@ def draw_text(examination: Examination) -> str:
 _COLUMNS = ["split", "samples", "lost", "damaged", "left out", "tars", "bytes", "images", "source", "licence"]
 
 
-def _split_row(split: SplitRecord) -> list[str]:
+def _split_row(split: SplitRecord, names: Mapping[str, str]) -> list[str]:
     manifest = split.manifest
     tars = str(split.num_tars) if manifest is None else f"{split.num_tars}/{len(manifest.shards)}"
     return [
-        plain(split.name),
+        names[split.name],
         f"{split.num_samples:,}",
         f"{split.num_lost:,}",
         f"{split.num_damaged:,}",
@@ -115,6 +118,17 @@ def _split_row(split: SplitRecord) -> list[str]:
         plain(manifest.source + (" (rendered)" if manifest.rendered else "")) if manifest else "?",
         plain(manifest.licence) if manifest else "?",
     ]
+
+
+def _short_names(splits: Sequence[SplitRecord]) -> dict[str, str]:
+    """Split -> its name in tables: no longer than is needed to tell the splits apart."""
+    for short in (
+        {s.name: plain(s.folder.name) for s in splits},
+        {s.name: plain(f"{s.set_folder.name}/{s.folder.name}") for s in splits},
+    ):
+        if len(set(short.values())) == len(splits):
+            return short
+    return {split.name: plain(split.name) for split in splits}
 
 
 def _text_table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -131,24 +145,24 @@ def _text_table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _label_lines(split: SplitRecord) -> Iterable[str]:
-    labels, name = split.labels, plain(split.name)
+    labels = split.labels
     if labels.expr:
         total = labels.expr.total()
         shares = ", ".join(
             f"{plain(c)} {labels.expr[c] / total:.0%}" for c in _class_names([split], "expr", labels.expr)
         )
-        yield f"{name}: expressions of {total:,}: {shares}"
+        yield f"expressions of {total:,}: {shares}"
     if labels.au_valid:
         shares = ", ".join(
             f"{plain(unit)} {labels.au_positive[unit] / labels.au_valid[unit]:.0%} of {labels.au_valid[unit]:,}"
             for unit in _class_names([split], "au", labels.au_valid)
             if labels.au_valid[unit]
         )
-        yield f"{name}: action units: {shares}"
+        yield f"action units: {shares}"
     if labels.num_va:
-        yield f"{name}: valence and arousal of {labels.num_va:,}"
+        yield f"valence and arousal of {labels.num_va:,}"
     if labels.num_bare:
-        yield f"{name}: no label at all: {labels.num_bare:,}"
+        yield f"no label at all: {labels.num_bare:,}"
 
 
 def _class_names(splits: Sequence[SplitRecord], part: str, seen: Iterable[str]) -> list[str]:
@@ -197,7 +211,7 @@ def write_page(examination: Examination, path: Path) -> None:
 
 def _view(examination: Examination) -> dict[str, Any]:
     """What the template draws: plain text, figures and data URLs."""
-    splits = examination.splits
+    splits, names = examination.splits, _short_names(examination.splits)
     manifests = [split.manifest for split in splits if split.manifest is not None]
     return {
         "sets": list(dict.fromkeys(plain(split.set_folder) for split in splits)),
@@ -208,7 +222,7 @@ def _view(examination: Examination) -> dict[str, Any]:
         "seconds": examination.seconds,
         "findings": [_plain_finding(finding) for finding in examination.findings],
         "columns": _COLUMNS,
-        "splits": [_split_row(split) for split in splits],
+        "splits": [_split_row(split, names) for split in splits],
         "alignments": [
             (
                 plain(split.name),
@@ -218,29 +232,29 @@ def _view(examination: Examination) -> dict[str, Any]:
             for split in splits
             if split.manifest is not None
         ],
-        "names": [plain(split.name) for split in splits],
+        "names": [names[split.name] for split in splits],
         "expressions": _expression_table(splits),
         "units": _unit_table(splits),
         "missing": _missing_table(splits),
-        "maps": [(plain(s.name), _va_cells(s.labels), s.labels.num_va) for s in splits if s.labels.num_va],
+        "maps": [(names[s.name], _va_cells(s.labels), s.labels.num_va) for s in splits if s.labels.num_va],
         "bins": VA_BINS,
         "overlaps": [
-            (plain(o.first), plain(o.second), o.same_bytes, o.look_alike) for o in examination.overlaps
+            (names[o.first], names[o.second], o.same_bytes, o.look_alike) for o in examination.overlaps
         ],
         "twins": [
             {
-                "pictures": [(plain(f.split), plain(f.key), _face_url(f)) for f in (twin.first, twin.second)],
+                "pictures": [(names[f.split], plain(f.key), _face_url(f)) for f in (twin.first, twin.second)],
                 "text": "the same file" if twin.same_bytes else f"likeness {twin.likeness:.3f}",
                 "leak": twin.first.split != twin.second.split,
             }
             for twin in examination.twins
         ],
         "quarantine": [
-            (plain(split.name), plain(reason), count)
+            (names[split.name], plain(reason), count)
             for split in splits
             for reason, count in _gather(split.quarantine).most_common(8)
         ],
-        "faces": [(plain(face.split), plain(face.key), _face_url(face)) for face in examination.faces],
+        "faces": [(names[face.split], plain(face.key), _face_url(face)) for face in examination.faces],
     }
 
 
@@ -300,7 +314,7 @@ def _missing_table(splits: Sequence[SplitRecord]) -> list[tuple[str, list[str]]]
     labels = [split.labels for split in splits]
     return [
         row("expression", [counts.expr.total() for counts in labels]),
-        row("any action unit", [max(counts.au_valid.values(), default=0) for counts in labels]),
+        row("any action unit", [counts.num_au for counts in labels]),
         row("valence or arousal", [counts.num_va for counts in labels]),
         row("identity", [counts.num_identity for counts in labels]),
         row("all of them", [counts.num_samples - counts.num_bare for counts in labels]),

@@ -104,7 +104,7 @@ class StopRequest:
         self._since = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        """The handler. A second Ctrl-C interrupts at once, unless it is the first as passed on by torchrun."""
+        """The handler. A second Ctrl-C interrupts at once, unless it is the first, passed on by torchrun."""
         now = time.monotonic()
         if number == signal.SIGINT and self.signal == signal.SIGINT:
             if now - self._since > _SAME_CTRL_C:
@@ -153,13 +153,16 @@ os.register_at_fork(after_in_child=_leave_signals_to_parent)
 
 def _die_with_launcher() -> None:
     """`accelerate launch` of one process passes no SIGTERM on: the kernel does, when that parent dies."""
+    parent = os.getppid()
     try:
-        launcher = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+        by_accelerate = b"accelerate" in Path(f"/proc/{parent}/cmdline").read_bytes()
     except OSError:
         return
-    if b"accelerate" not in launcher:
-        return
-    import ctypes
+    if by_accelerate:
+        import ctypes
 
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    orphaned = parent == 1 and not by_accelerate and "ACCELERATE_MIXED_PRECISION" in os.environ
+    if orphaned or os.getppid() != parent:  # it died while this process was starting
+        os.kill(os.getpid(), signal.SIGTERM)

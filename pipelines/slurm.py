@@ -163,7 +163,7 @@ def sbatch_script(
     fields = {
         "NAME": _plain("the run's name", run.name),
         "LOG": _plain("run", log),
-        "OPTIONS": "\n".join(f"#SBATCH {option}" for option in _options(job)),
+        "OPTIONS": "".join(f"#SBATCH {option}\n" for option in _options(job)),
         "NODES": str(job.nodes),
         "CPUS": str(job.cpus_per_node or _CPUS_PER_GPU * job.processes_per_node),
         "GRACE": str(job.grace),
@@ -179,9 +179,8 @@ def sbatch_script(
 def _options(job: Job) -> list[str]:
     """Options of sbatch that not every job has."""
     options = [f"--gpus-per-node={job.gpus_per_node}"] if job.gpus_per_node else []
-    for name in ("time", "partition", "account"):
-        if value := getattr(job, name):
-            options.append(f"--{name}={_plain(f'--{name}', value)}")
+    given = {"time": job.time, "partition": job.partition, "account": job.account}
+    options += [f"--{name}={_plain(f'--{name}', value)}" for name, value in given.items() if value]
     for option in job.options:
         if not option.startswith("--"):
             raise ConfigError(f"{option!r}: an option of sbatch is written --name=value, as in --qos=high")

@@ -1,0 +1,93 @@
+"""Raw data sets in their own layouts, as sources of aligned faces.
+
+Reading order: raw (what a layout must say, and the one way from there), pictures, tables, splits; then
+folder, celeba, tars, emotionet. A new data set is a new raw source and a line in `_RAW`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from shards.align.config import AlignConfig
+from shards.labels import DataError
+from shards.sources.celeba import CelebA
+from shards.sources.emotionet import EmotioNet
+from shards.sources.folder import FolderFaces
+from shards.sources.raw import AlignedFaces, RawFace, RawSource, Reader
+from shards.sources.tars import TarFaces
+
+__all__ = [
+    "AlignedFaces",
+    "CelebA",
+    "EmotioNet",
+    "FolderFaces",
+    "RawFace",
+    "RawSource",
+    "Reader",
+    "TarFaces",
+    "build_source",
+    "source_names",
+    "source_options",
+]
+
+_RAW: Mapping[str, Callable[..., RawSource]] = {
+    "folder": FolderFaces,
+    "celeba": CelebA,
+    "tars": TarFaces,
+    "emotionet": EmotioNet,
+}
+
+
+def source_names() -> tuple[str, ...]:
+    """What `build_source` takes."""
+    return tuple(_RAW)
+
+
+def source_options(name: str) -> dict[str, Any]:
+    """Options of a source beside its path: name -> type.
+
+    Raises:
+        DataError: no such source.
+    """
+    if name not in _RAW:
+        raise DataError(f"SOURCE={name}: unknown{_guess(name, _RAW)}; there are {', '.join(_RAW)}")
+    hints = typing.get_type_hints(_RAW[name].__init__)
+    return {option: kind for option, kind in hints.items() if option not in ("path", "return")}
+
+
+def build_source(
+    name: str, src: str | Path, align: AlignConfig | None = None, **options: Any
+) -> AlignedFaces:
+    """The data set `name` at `src`, to be aligned.
+
+    Args:
+        name: one of `source_names()`.
+        src: folder, zip or tar, as the data set has it.
+        align: by default `AlignConfig()`.
+        options: those of the raw source's constructor.
+
+    Raises:
+        DataError: unknown name or option, nothing at `src`, or not in the layout it should have.
+    """
+    if name not in _RAW:
+        raise DataError(f"SOURCE={name}: unknown{_guess(name, _RAW)}; there are {', '.join(_RAW)}")
+    if not str(src).strip():
+        raise DataError("SRC is empty: give the folder, zip or tar of the data set")
+    known = [option for option in inspect.signature(_RAW[name]).parameters if option != "path"]
+    for option in options:
+        if option not in known:
+            raise DataError(
+                f"source {name}: unknown option {option!r}{_guess(option, known)}; "
+                f"there are {', '.join(known)}"
+            )
+    return AlignedFaces(_RAW[name](Path(src).expanduser(), **options), align)
+
+
+def _guess(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,72 @@
+"""Which split a face belongs to, where the data set does not say."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from shards.keyed import mix, stream_id
+from shards.labels import DataError
+from shards.records import Item, safe_key
+
+SPLITS = ("train", "val", "test")
+
+_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def split_named(word: str) -> str | None:
+    """The split that a folder's name or a cell means, in any case; None if it means none."""
+    return _NAMES.get(word.lower())
+
+
+def keyed_split(text: str, val_fraction: float) -> str:
+    """ "train" or "val" by a hash of `text`: the same on every machine, whatever else the data set holds.
+
+    Args:
+        text: who it is where that is known (so that no person is in both), else the sample's key.
+        val_fraction: share of "val", in [0, 1).
+    """
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return "val" if mix(stream_id("split"), number) < val_fraction * 2**64 else "train"
+
+
+def key_of(name: str) -> str:
+    """A name as a key; where the name has letters that keys cannot have, a hash of it keeps keys apart."""
+    if name.isascii():
+        return safe_key(name)
+    mark = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:12]
+    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)
+    return f"{cleaned}-{mark}"
+
+
+def check_fraction(val_fraction: float) -> None:
+    """
+    Raises:
+        DataError: not in [0, 1).
+    """
+    if not 0 <= val_fraction < 1:
+        raise DataError(f"val_fraction={val_fraction}: must be from 0 to below 1")
+
+
+def check_keys(items: Sequence[Item], names: Iterable[str], where: str) -> None:
+    """
+    Raises:
+        DataError: two files have the same key; names both.
+    """
+    twice = {key for key, count in Counter(item.key for item in items).items() if count > 1}
+    if twice:
+        key = min(twice)
+        files = [name for item, name in zip(items, names) if item.key == key]
+        raise DataError(
+            f"{where}: {files[0]!r} and {files[1]!r} have the same key {key!r} "
+            f"({len(twice)} such keys); rename one of them"
+        )

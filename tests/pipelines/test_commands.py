@@ -1,0 +1,111 @@
+"""The commands around training: shards, import, report; each as a user would call it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.__main__ import main
+from pipelines.checkpoint import load_encoder, read_tensors
+from shards.shardset import open_shards
+from tests.pipelines.tiny import TINY, last_checkpoint, train
+from tests.shards.faces import smooth_jpeg
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for i in range(60):
+        (folder / f"face {i:02d}.jpg").write_bytes(smooth_jpeg(i))
+    return folder
+
+
+def test_a_folder_becomes_shards_and_the_shards_a_run(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    assert (
+        run("shards", "build", "folder", pictures, out, "align.mode=none", "align.size=0", "build.workers=1")
+        == 0
+    )
+    shards = open_shards(str(out), "train")
+    assert len(shards) + len(open_shards(str(out), "val")) == 60
+    assert run("pretrain", "pretrain_demo", *TINY, f"data.shards={out}", "run=r", "train.epochs=1") == 0
+    assert run("report", "r") == 0 and run("doctor", out) == 0
+
+
+def test_parts_are_merged_by_command(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ("align.mode=none", "build.workers=1", "build.shard_size=10")
+    for part in ("1/2", "2/2"):
+        assert (
+            run("shards", "build", "folder", pictures, tmp_path / "s", *settings, f"build.part={part}") == 0
+        )
+    assert "part made" in capsys.readouterr().out
+    assert run("shards", "merge", tmp_path / "s") == 0
+    assert "train:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("shards", "build", "celebra", "x", "y"), "did you mean 'celeba'"),
+        (("shards", "build", "folder", "nowhere", "y"), "nowhere"),
+        (("shards", "build", "folder", "nowhere", "y", "align.sise=3"), "align.size"),
+        (("shards", "merge", "nowhere"), "no parts"),
+        (("shards", "index", "nowhere"), "no .tar"),
+        (("import", "nowhere.pth", "x.safetensors"), "no such file"),
+        (("report", "nowhere"), "no run there"),
+        (("doctor", "nowhere"), "nowhere"),
+    ],
+)
+def test_errors_name_the_thing(
+    words: tuple[str, ...], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) in (1, 2)
+    message = capsys.readouterr().err
+    assert named in message and "Traceback" not in message
+
+
+def test_a_released_checkpoint_is_imported_and_starts_a_run(
+    finished: Path, smooth: Path, tmp_path: Path
+) -> None:
+    """As the released MAE's files are: tensors under `model`, and an argparse.Namespace beside them."""
+    tensors = read_tensors(last_checkpoint(finished) / "model.safetensors").tensors
+    torch.save({"model": tensors, "args": argparse.Namespace(lr=1.0), "epoch": 3}, tmp_path / "mae.pth")
+    assert run("import", tmp_path / "mae.pth", tmp_path / "mae.safetensors") == 0
+    assert (
+        train(smooth, tmp_path / "r", "init=mae.safetensors", "optim.base_lr=0", "train.stop_at_step=1") == 0
+    )
+    ours, theirs = load_encoder(tmp_path / "r").state_dict(), load_encoder(finished).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+            return (Path.touch, (Path("pwned"),))  # type: ignore[return-value]
+
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
+    assert run("import", tmp_path / "evil.pth", tmp_path / "x.safetensors") == 1
+    assert not Path("pwned").exists() and not (tmp_path / "x.safetensors").exists()
+    assert "nothing in it was run" in capsys.readouterr().err
+
+
+def test_dry_run_says_everything_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("pretrain", "--dry-run", "pretrain_demo", *TINY, "train.batch_size=8") == 0
+    text = capsys.readouterr().out
+    for said in ("trainable", "8 × 2 accumulated = 16", "learning rate", "images/s", "GiB", "to be rendered"):
+        assert said in text
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,183 @@
+"""One run, whatever launches it: the same weights, a clean end on signals, and no process left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.launched import (
+    ACCELERATE,
+    PYTHON,
+    STEPS,
+    TORCHRUN,
+    Launched,
+    free_port,
+    losses,
+    workplace,
+)
+
+CONFIGS = Path(__file__).resolve().parents[2] / "pipelines" / "launch"
+TWO = [*TORCHRUN, "--standalone", "--nproc_per_node", "2"]
+ONE_BY_ACCELERATE = [*ACCELERATE, "--config_file", str(CONFIGS / "cpu.yaml")]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return workplace(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(folder: Path) -> Iterator[dict[str, Launched]]:
+    """The same training three ways, side by side."""
+    runs = {
+        "plain": Launched(folder, "plain", PYTHON).start(),
+        "accelerate": Launched(folder, "accelerate", ONE_BY_ACCELERATE).start(),
+        "two": Launched(folder, "two", TWO).start(),
+    }
+    try:
+        for run in runs.values():
+            assert run.wait() == 0, run.log()
+        yield runs
+    finally:
+        for run in runs.values():
+            run.kill()
+
+
+@pytest.fixture
+def interrupted(folder: Path) -> Iterator[list[Launched]]:
+    """Runs of one test; killed if it fails."""
+    runs: list[Launched] = []
+    yield runs
+    for run in runs:
+        run.kill()
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_its_config_files_and_they_leave_precision_to_us(path: Path) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    config = load_config_from_file(str(path))
+    assert config.mixed_precision is None
+    given = ["--config_file", str(path), "-m", "pipelines", "pretrain"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(given))
+    expected = {
+        "cpu": (1, False),
+        "one_gpu": (1, False),
+        "eight_gpus": (8, True),
+        "several_machines": (16, True),
+    }
+    assert (arguments.num_processes, arguments.multi_gpu) == expected[path.stem]
+    assert arguments.mixed_precision == "no"
+
+
+@pytest.mark.e2e
+def test_accelerate_launch_trains_the_very_weights_of_the_plain_command(
+    uninterrupted: dict[str, Launched],
+) -> None:
+    assert uninterrupted["accelerate"].encoder() == uninterrupted["plain"].encoder()
+
+
+@pytest.mark.e2e
+def test_two_processes_follow_the_losses_of_one(uninterrupted: dict[str, Launched]) -> None:
+    one, two = losses(uninterrupted["plain"].run), losses(uninterrupted["two"].run)
+    assert list(one) == list(two) == list(range(1, STEPS + 1))
+    assert two == pytest.approx(one, rel=0, abs=1e-5)
+    assert len(set(one.values())) == STEPS
+
+
+@pytest.mark.e2e
+def test_a_stopped_run_has_saved_and_goes_on_to_the_same_weights(
+    folder: Path, uninterrupted: dict[str, Launched], interrupted: list[Launched]
+) -> None:
+    """SIGTERM to the launcher: torchrun passes it on; for accelerate's child the kernel does.
+
+    The run of two processes has loader workers, to which torchrun passes it on as well.
+    """
+    stopped = {
+        "two": Launched(folder, "two-stopped", TWO, ["data.num_workers=1"]).start(),
+        "accelerate": Launched(folder, "accelerate-stopped", ONE_BY_ACCELERATE).start(),
+    }
+    interrupted += stopped.values()
+    for run in stopped.values():
+        run.wait_for_steps(5)
+        run.process.send_signal(signal.SIGTERM)
+    saved = {}
+    for name, run in stopped.items():
+        assert run.wait() != 0
+        saved[name] = run.saved_step()
+        assert f"stopped at step {saved[name]}, saved" in run.log()
+        assert 5 <= saved[name] < STEPS
+    for run in stopped.values():
+        run.start()
+    for name, run in stopped.items():
+        assert run.wait() == 0, run.log()
+        assert f"going on from step {saved[name]}" in run.log()
+        assert run.encoder() == uninterrupted[name].encoder()
+        assert losses(run.run) == losses(uninterrupted[name].run)
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_a_signal_to_all_processes_at_once_saves_too(
+    folder: Path, interrupted: list[Launched], number: signal.Signals
+) -> None:
+    """As systemd, some schedulers and Ctrl-C send it; torchrun's own copy comes on top."""
+    run = Launched(folder, f"all-at-once-{number.name}", TWO, ["data.num_workers=1"]).start()
+    interrupted.append(run)
+    run.wait_for_steps(5)
+    pids = run.processes()
+    assert len(pids) == 5  # the launcher, two processes, a loader worker of each
+    for pid in pids:
+        os.kill(pid, number)
+    assert run.wait() != 0
+    assert f"stopped at step {run.saved_step()}, saved" in run.log()
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+def test_when_one_process_is_killed_the_run_ends_and_can_go_on(
+    folder: Path, uninterrupted: dict[str, Launched], interrupted: list[Launched]
+) -> None:
+    run = Launched(folder, "one-killed", TWO, ["train.save_every=5"]).start()
+    interrupted.append(run)
+    run.wait_for_steps(8)
+    victim = max(set(run.processes()) - {run.process.pid})
+    os.kill(victim, signal.SIGKILL)
+    assert run.wait() != 0
+    assert run.saved_step() % 5 == 0
+    assert run.start().wait() == 0, run.log()
+    assert run.encoder() == uninterrupted["two"].encoder()
+
+
+@pytest.mark.e2e
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "accelerate"])
+def test_two_machines_train_the_weights_of_two_processes(
+    folder: Path, uninterrupted: dict[str, Launched], interrupted: list[Launched], launcher: str
+) -> None:
+    """Two launchers on this machine stand for the machines; the second writes nothing."""
+    port = str(free_port())
+    for rank in ("0", "1"):
+        if launcher == "torchrun":
+            each = [*TORCHRUN, "--nnodes", "2", "--node_rank", rank, "--nproc_per_node", "1"]
+            each += ["--master_addr", "127.0.0.1", "--master_port", port]
+        else:
+            each = [
+                *ACCELERATE,
+                "--config_file",
+                str(CONFIGS / "several_machines.yaml"),
+                "--machine_rank",
+                rank,
+            ]
+            each += ["--num_processes", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
+        interrupted.append(Launched(folder, f"machines-{launcher}", each).start())
+    for run in interrupted:
+        assert run.wait() == 0, run.log()
+    assert interrupted[0].encoder() == uninterrupted["two"].encoder()
+    assert losses(interrupted[0].run) == losses(uninterrupted["two"].run)
