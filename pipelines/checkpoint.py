@@ -119,7 +119,7 @@ class CheckpointStore:
     def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
         names = []
         for name, file in checkpoint.files.items():
-            _write_tensors(folder / f"{name}.safetensors", file)
+            write_tensors(folder / f"{name}.safetensors", file)
             names.append(f"{name}.safetensors")
         marks = {"format": FORMAT, "version": VERSION}
         state = {**marks, "step": checkpoint.step, "position": checkpoint.position}
@@ -188,7 +188,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _write_tensors(path: Path, file: TensorFile) -> None:
+def write_tensors(path: Path, file: TensorFile) -> None:
     """One safetensors file; facts go into one metadata key, as several have no stable order."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in file.tensors.items()}
     facts = json.dumps(file.facts, sort_keys=True)

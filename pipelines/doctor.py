@@ -154,9 +154,9 @@ def _label_lines(split: SplitRecord) -> Iterable[str]:
         yield f"expressions of {total:,}: {shares}"
     if labels.au_valid:
         shares = ", ".join(
-            f"{plain(unit)} {labels.au_positive[unit] / labels.au_valid[unit]:.0%} of {labels.au_valid[unit]:,}"
+            f"{plain(unit)} {labels.au_positive[unit] / valid:.0%} of {valid:,}"
             for unit in _class_names([split], "au", labels.au_valid)
-            if labels.au_valid[unit]
+            if (valid := labels.au_valid[unit])
         )
         yield f"action units: {shares}"
     if labels.num_va:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save as to_safetensors
 
-from pipelines.checkpoint import CheckpointError, read_tensors
-from shards.files import write_atomic
+from pipelines.checkpoint import CheckpointError, TensorFile, read_tensors, write_tensors
 
 
 def import_weights(source: Path, out: Path) -> int:
@@ -35,7 +32,7 @@ def import_weights(source: Path, out: Path) -> int:
     else:
         tensors = _flat_tensors(_load(source), source)
     facts = {"format": "faceprior-foreign", "source": source.name}
-    write_atomic(out, to_safetensors(tensors, {"faceprior": json.dumps(facts, sort_keys=True)}))
+    write_tensors(out, TensorFile(tensors, facts))
     return len(tensors)
 
 

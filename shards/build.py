@@ -339,7 +339,6 @@ def _catch_up(bar: Any, counter: Any, shown: int) -> int:
 
 def _start_worker(source: Source, counter: Any) -> None:
     global _maker, _progress
-    os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)  # there is a worker for each core
     _maker, _progress = source.open_maker(), counter
 
