@@ -45,6 +45,7 @@ train:
   log_every: 1
   threads: 1
 eval:
+  batch_size: 8
   probe_train: 0
   pictures: 0
 """
@@ -72,13 +73,21 @@ def environment(**more: str) -> dict[str, str]:
 
 @dataclass
 class Launched:
-    """One command that trains, and its run directory."""
+    """One command that trains, and its run directory.
+
+    Attributes:
+        folder: where it is started.
+        name: of the run directory.
+        launcher: what comes before `-m pipelines pretrain …`; a whole command if it is a script.
+        settings: `key=value` beyond tiny.yaml's.
+        environ: of its processes.
+    """
 
     folder: Path
     name: str
     launcher: Sequence[str]
     settings: Sequence[str] = ()
-    more: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=environment)
 
     @property
     def run(self) -> Path:
@@ -86,20 +95,14 @@ class Launched:
 
     def start(self) -> Launched:
         """Begins, or goes on: it is the same command."""
-        command = [
-            *self.launcher,
-            "-m",
-            "pipelines",
-            "pretrain",
-            "tiny.yaml",
-            f"run={self.name}",
-            *self.settings,
-        ]
+        command = list(self.launcher)
+        if self.launcher[0] != "bash":
+            command += ["-m", "pipelines", "pretrain", "tiny.yaml", f"run={self.name}", *self.settings]
         with (self.folder / f"{self.name}.log").open("a") as log:
             self.process = subprocess.Popen(
                 command,
                 cwd=self.folder,
-                env=environment(**self.more),
+                env=self.environ,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -142,7 +145,7 @@ class Launched:
         return int((self.run / "checkpoints" / "latest").read_text().strip().removeprefix("step-"))
 
     def log(self) -> str:
-        return (self.folder / f"{self.name}.log").read_text()[-4000:]
+        return (self.folder / f"{self.name}.log").read_text()
 
     def kill(self) -> None:
         """Ends what a failed test left."""

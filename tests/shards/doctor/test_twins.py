@@ -35,12 +35,12 @@ def crowd(count: int, seed: int) -> tuple[NDArray[np.void], NDArray[np.int64]]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_search_finds_what_comparing_all_with_all_finds(seed: int) -> None:
-    pictures, split = crowd(300, seed)
+    pictures, split = crowd(200, seed)
     pairs = find_pairs(pictures, split, 3, keep=10_000)
-    same, alike = np.zeros((300, 3), bool), np.zeros((300, 3), bool)
+    same, alike = np.zeros((200, 3), bool), np.zeros((200, 3), bool)
     kept = set()
-    for i in range(300):
-        for j in range(i + 1, 300):
+    for i in range(200):
+        for j in range(i + 1, 200):
             a, b = pictures[i], pictures[j]
             if not (a["seen"] and b["seen"]):
                 continue
