@@ -82,6 +82,7 @@ class TrainConfig:
         batch_size: largest micro-batch of one process; 0 = its whole share. Accumulation follows from it.
         precision: "fp32" or "bf16".
         compile: torch.compile the model.
+        grad_checkpointing: compute activations again in the backward pass: less memory, more time.
         nonfinite: what to do where loss or gradient is not finite (that update is never made): "stop", or
             "skip".
         max_skipped: stop after so many skipped updates.
@@ -100,6 +101,7 @@ class TrainConfig:
     batch_size: int = _free(0)
     precision: str = "fp32"
     compile: bool = _free(False)
+    grad_checkpointing: bool = _free(False)
     nonfinite: str = _free("stop")
     max_skipped: int = _free(10)
     log_every: int = _free(20)

@@ -35,6 +35,7 @@ def build_mae(config: RunConfig) -> MAE:
             print(load_foreign(model, read_tensors(find_encoder(Path(config.init))).tensors))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    model.set_grad_checkpointing(config.train.grad_checkpointing)
     return model
 
 

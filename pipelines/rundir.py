@@ -29,12 +29,15 @@ class RunDir:
     Attributes:
         path: the directory.
         writes: whether this process writes.
+        tensorboard: write the metrics as TensorBoard files too.
     """
 
     path: Path
     writes: bool = True
+    tensorboard: bool = False
     _lock: TextIO | None = field(default=None, repr=False)
     _metrics: TextIO | None = field(default=None, repr=False)
+    _board: Any = field(default=None, repr=False)
 
     @property
     def checkpoints(self) -> Path:
@@ -94,13 +97,18 @@ class RunDir:
         with clear_disk_errors(self.path / "metrics.jsonl"):
             self._metrics.write(json.dumps(row) + "\n")
             self._metrics.flush()
+        if self.tensorboard:
+            self._board = self._board or _open_board(self.path / "tensorboard")
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         """Lets go of the lock."""
-        for file in (self._metrics, self._lock):
+        for file in (self._metrics, self._board, self._lock):
             if file is not None:
                 file.close()
-        self._metrics = self._lock = None
+        self._metrics = self._board = self._lock = None
 
     def _take_lock(self) -> None:
         """The kernel drops the lock when this process ends, however it ends."""
@@ -111,6 +119,21 @@ class RunDir:
             raise ConfigError(
                 f"{self.path}: another process is working on this run; wait for it, or use run=OTHER_DIR"
             ) from error
+
+
+def _open_board(path: Path) -> Any:
+    """A TensorBoard writer.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "train.tensorboard=true needs TensorBoard: pip install 'faceprior[track]'"
+        ) from error
+    return SummaryWriter(str(path))
 
 
 def _plain(value: Any) -> Any:

@@ -99,7 +99,7 @@ def run_stage(config: RunConfig, name: str, build_parts: Callable[[Context], Par
     accelerator = build_accelerator(config.train)
     processes = Processes()
     set_threads(config.train.threads)
-    run = RunDir(run_path(config, name), processes.is_main)
+    run = RunDir(run_path(config, name), processes.is_main, config.train.tensorboard)
     with stop_requests() as stop:
         run.open(config)
         try:

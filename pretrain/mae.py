@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from pretrain.encoder import VisionTransformer, build_blocks, encode_visible, fill_sincos, init_weights
 from pretrain.masking import Masking, num_keep, random_masking
@@ -97,6 +98,7 @@ class MAE(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.grad_checkpointing = False
         self.image_size: tuple[int, int] = tuple(encoder.patch_embed.img_size)
         self.patch_size: tuple[int, int] = tuple(encoder.patch_embed.patch_size)
         self.grid: tuple[int, int] = tuple(encoder.patch_embed.grid_size)
@@ -123,6 +125,11 @@ class MAE(nn.Module):
         fill_sincos(self.decoder_pos_embed, self.grid, self.num_prefix_tokens)
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
             init_weights(part, generator)
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Computes the blocks' activations again in the backward pass instead of keeping them."""
+        self.grad_checkpointing = enable
+        self.encoder.set_grad_checkpointing(enable)
 
     def forward(self, images: Tensor, noise: Tensor, predict_all: bool = False) -> MAEOutput:
         """Masks, encodes, decodes and scores one batch.
@@ -187,8 +194,9 @@ class MAE(nn.Module):
         hidden = self.mask_token.expand(batch_size, num_masked, -1).to(tokens.dtype)
         tokens = torch.cat([tokens, hidden], dim=1) + places
         *blocks, last = self.decoder_blocks
+        again = self.grad_checkpointing and self.training
         for block in blocks:
-            tokens = block(tokens)
+            tokens = checkpoint(block, tokens, use_reentrant=False) if again else block(tokens)
         if predict_all:
             tokens = last(tokens)[:, self.num_prefix_tokens :]
         else:

@@ -123,6 +123,22 @@ def test_a_run_that_another_process_has_is_refused(smooth: Path, tmp_path: Path)
             train(smooth, tmp_path / "run")
 
 
+def test_activations_computed_again_change_nothing(smooth: Path, finished: Path, tmp_path: Path) -> None:
+    assert train(smooth, tmp_path / "run", "train.grad_checkpointing=true") == 0
+    ours, theirs = losses(tmp_path / "run"), losses(finished)
+    assert max(abs(ours[step] - theirs[step]) for step in theirs) < 1e-5
+
+
+def test_tensorboard_files_hold_the_metrics(smooth: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert train(smooth, tmp_path / "run", "train.epochs=1", "train.tensorboard=true") == 0
+    board = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    board.Reload()
+    seen = [event.value for event in board.Scalars("train/loss")]
+    assert seen == pytest.approx(list(losses(tmp_path / "run").values()), rel=1e-6)
+
+
 def test_two_shard_sets_are_joined(smooth: Path, tmp_path: Path) -> None:
     second = tmp_path / "second"
     shutil.copytree(smooth, second)
