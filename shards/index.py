@@ -187,6 +187,10 @@ def _parse_header(data: bytes, wrong: Any) -> dict[str, Any]:
 
 def _check_tables(index: Index, wrong: Any) -> None:
     members, samples = index.members, index.samples
+    try:
+        index.keys_blob.decode()
+    except UnicodeDecodeError as error:
+        raise wrong("keys are not UTF-8") from error
     ends = members["offset"] + members["size"]
     if len(members) and (
         (ends < members["offset"]).any()

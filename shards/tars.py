@@ -81,7 +81,7 @@ def write_tar(file: BinaryIO, samples: Iterable[Encoded]) -> WrittenTar:
 def scan_tar(path: Path) -> WrittenTar:
     """Reads a tar from anywhere and finds its samples; the content of no member is interpreted.
 
-    Folders are passed over. Keys keep their folder, with every character unfit for a key replaced.
+    Folders are passed over. Keys keep their folder: they are names, and never used as paths.
 
     Raises:
         DataError: compressed, cut short, damaged, a link, device or other special member, a key twice or in

@@ -123,6 +123,8 @@ def check_pictures(parts: Sequence[Part], keep: int) -> tuple[list[Overlap], lis
     sizes = [len(shard.pictures) for _, shard in shards]
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     pictures = np.concatenate([np.zeros(0, PICTURE), *(shard.pictures for _, shard in shards)])
+    for i, (_, shard) in enumerate(shards):
+        shard.pictures = pictures[starts[i] : starts[i + 1]]  # frees the copy
     split = np.repeat([number for number, _ in shards], sizes).astype(np.int64)
     pairs = find_pairs(pictures, split, len(parts), keep)
 

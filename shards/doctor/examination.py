@@ -37,7 +37,7 @@ class ExamineConfig:
     workers: int = 0
     num_faces: int = 24
     num_twins: int = 12
-    single_below: int = 4000
+    single_below: int = 10_000
 
 
 def examine(
@@ -45,7 +45,7 @@ def examine(
 ) -> Examination:
     """Examines all splits of one or several sets that are to be joined.
 
-    Memory: about 350 bytes for each sample, and one shard's decoded sample for each process.
+    Memory: under 1 kB for each sample, and one decoded sample for each process.
 
     Args:
         folders: sets (a folder per split), or split folders.
@@ -132,10 +132,14 @@ def _run(jobs: Sequence[ShardJob], workers: int) -> Iterator[tuple[int, ShardRec
     try:
         with ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker) as pool:
             futures = {pool.submit(examine_shard, job): number for number, job in left.items()}
-            for future in as_completed(futures):
-                record = future.result()
-                del left[futures[future]]
-                yield futures[future], record
+            try:
+                for future in as_completed(futures):
+                    record = future.result()
+                    del left[futures[future]]
+                    yield futures[future], record
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
     except BrokenProcessPool:
         yield from _run_singly(left)
 

@@ -117,8 +117,12 @@ def _check_listing(record: SplitRecord, book: Notebook) -> None:
         if path.name in listed or path.name.startswith(".lock"):
             continue
         if path.name == _PARTS:
-            what = "left by a build that was stopped" if record.manifest is not None else "unfinished build"
-            remedy = "run the same build again: it goes on where it stopped, and cleans up"
+            what, remedy = "unfinished build", "run the same build again: it goes on where it stopped"
+            if record.manifest is not None:
+                what, remedy = (
+                    "left by a build that was stopped",
+                    "remove it: the manifest is whole without it",
+                )
             book.add("warning", what, remedy, str(path))
         elif path.name.endswith(".tmp"):
             text = "temporary file of a write that was stopped (or goes on now)"

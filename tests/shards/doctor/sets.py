@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from shards.build import BuildConfig, build
+from shards.doctor import Examination, ExamineConfig, Finding, examine
 from shards.index import index_bytes
 from shards.labels import AU12, EXPR8
 from shards.records import Encoded, Item, LabelSpace, Maker, Rejected, SourceInfo, canonical_json, each
@@ -79,8 +83,6 @@ def made_set(out: Path, **settings: Any) -> Path:
 
 def picture(number: int, quality: int = 92) -> bytes:
     """The picture that `MadeFaces` makes of an item, in another quality."""
-    from PIL import Image
-
     data = io.BytesIO()
     Image.open(io.BytesIO(smooth_jpeg(number, 48))).save(data, "JPEG", quality=quality)
     return data.getvalue()
@@ -112,3 +114,31 @@ def edit_manifest(folder: Path, **values: Any) -> None:
     """Sets fields of a split's manifest."""
     path = folder / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_bytes()) | values))
+
+
+def look(*folders: Path, workers: int = 1) -> Examination:
+    return examine(folders, ExamineConfig(workers=workers), quiet=True)
+
+
+def found(examination: Examination, severity: str, where: str, what: str) -> list[Finding]:
+    """Findings of a severity whose place and text match."""
+    return [
+        finding
+        for finding in examination.findings
+        if finding.severity == severity and re.search(where, finding.where) and re.search(what, finding.what)
+    ]
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x40
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def swap(train: Path) -> None:
+    a, b = train / "faces-000000.tar", train / "faces-000001.tar"
+    a.rename(train / "x"), b.rename(a), (train / "x").rename(b)
