@@ -277,7 +277,18 @@ def _load(
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=_start_worker,
     )
-    return iter(loader)
+    return _plain_errors(iter(loader))
+
+
+def _plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Passes batches on; of an error in a loader process only its message, not that process's traceback."""
+    try:
+        yield from batches
+    except DataError as error:
+        lines = str(error).strip().splitlines()
+        if len(lines) < 2:
+            raise
+        raise DataError(lines[-1].partition("DataError: ")[2] or lines[-1]) from None
 
 
 def _start_worker(worker: int) -> None:

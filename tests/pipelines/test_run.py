@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import resource
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from pipelines.config import ConfigError
 from pipelines.rundir import latest
 from pretrain.encoder import encode
 from shards.labels import DataError
+from tests.pipelines.launched import PYTHON, environment
 from tests.pipelines.tiny import TINY, last_checkpoint, losses, metrics, train, weights
 
 
@@ -177,6 +180,58 @@ def test_missing_shards_are_one_message_and_a_status(
     assert status == 1 and "make shards" in message and "Traceback" not in message
     assert main(["pretrain", "pretrain_demo", "train.epochz=1"]) == 2
     assert "train.epochs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("damage", ["payload", "cut", "tar", "index", "manifest"])
+def test_damaged_shards_are_one_message_and_a_status(
+    smooth: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], damage: str, workers: int
+) -> None:
+    shutil.copytree(smooth, tmp_path / "set")
+    folder = tmp_path / "set" / "train"
+    tar, index = sorted(folder.glob("*.tar"))[1], sorted(folder.glob("*.idx"))[1]
+    data = bytearray(tar.read_bytes())
+    if damage == "payload":
+        data[700] ^= 1
+        tar.write_bytes(bytes(data))
+    elif damage == "cut":
+        tar.write_bytes(bytes(data[:5000]))
+    elif damage == "tar":
+        tar.unlink()
+    elif damage == "index":
+        index.write_bytes(index.read_bytes()[:-9] + b"something")
+    else:
+        (folder / "manifest.json").write_text("{")
+    named = {"index": index.name, "manifest": "manifest.json"}.get(damage, tar.name)
+    words = [
+        "pretrain",
+        "pretrain_demo",
+        *TINY,
+        f"data.shards={tmp_path / 'set'}",
+        f"data.num_workers={workers}",
+    ]
+    assert main([*words, f"run={tmp_path / 'run'}"]) == 1
+    message = [line for line in capfd.readouterr().err.splitlines() if line.startswith("faceprior:")]
+    assert len(message) == 1 and named in message[0]
+    assert any(remedy in message[0] for remedy in ("restore", "build the shards again"))
+
+
+def test_no_room_for_a_checkpoint_is_one_message_and_loses_nothing(smooth: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands for the full disk: the kernel refuses the write in the same place."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    words = [*PYTHON, "-m", "pipelines", "pretrain", "pretrain_demo", *TINY, f"data.shards={smooth}", "run=r"]
+    small = [*words, "train.stop_at_step=2"]
+    assert subprocess.run(small, cwd=tmp_path, env=environment(), capture_output=True).returncode == 0
+    refused = subprocess.run(
+        words, cwd=tmp_path, env=environment(), capture_output=True, text=True, preexec_fn=limit
+    )
+    assert refused.returncode == 1 and "Traceback" not in refused.stderr
+    assert "cannot write" in refused.stderr and "step-00000005" in refused.stderr
+    assert last_checkpoint(tmp_path / "r").name == "step-00000002"
+    assert train(smooth, tmp_path / "r") == 0
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_batch(
