@@ -100,15 +100,14 @@ def probe_scores(
 ) -> dict[str, float]:
     """Ridge and kNN scores of one kind of features.
 
+    Features are standardised one by one, as He et al. 2022 do (BatchNorm without affine) before a probe.
     The ridge strength is chosen on the last fifth of the training samples (other identities, as shards keep
     people together), then all are used.
 
     Returns:
         "ridge_expr" and "knn_expr" accuracies; "ridge_valence" and "ridge_arousal" CCC, where labelled.
     """
-    mean = train_features.mean(0)
-    scale = (train_features - mean).square().mean().sqrt() * train_features.shape[1] ** 0.5
-    x, y = (train_features - mean) / scale, (val_features - mean) / scale
+    x, y = _standardised(train_features, val_features)
     kernel, cross = (x @ x.T).double(), (y @ x.T).double()
     num_classes = int(max(train.expr.max(), val.expr.max())) + 1
     classes = functional.one_hot(torch.from_numpy(train.expr), num_classes).double()
@@ -124,6 +123,13 @@ def probe_scores(
             fitted = _ridge(kernel[picked][:, picked], target, cross[:, picked], alpha)[:, 0].numpy()
             scores[name] = ccc(fitted[there], val.va[there, column])
     return scores
+
+
+def _standardised(train: torch.Tensor, val: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both (·, D) by the training set's mean and deviation of each feature; rows have a norm near 1."""
+    mean, deviation = train.mean(0), train.std(0)
+    scale = (deviation + 1e-5 * deviation.mean() + 1e-12) * train.shape[1] ** 0.5
+    return (train - mean) / scale, (val - mean) / scale
 
 
 def _ridge(kernel: torch.Tensor, target: torch.Tensor, cross: torch.Tensor, alpha: float) -> torch.Tensor:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from tests.shards.faces import build_smooth
 
 PYTHON = [sys.executable]
@@ -64,11 +66,12 @@ def workplace(base: Path) -> Path:
 
 def environment(**more: str) -> dict[str, str]:
     """What every child gets: one thread, the CPU, this checkout."""
+    cpu = {"ACCELERATE_USE_CPU": "true"} if torch.accelerator.is_available() else {}
     root = str(Path(__file__).resolve().parents[2])
     kept = {
         k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE", "SLURM", "PET_", "TORCHEL"))
     }
-    return kept | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PYTHONPATH": root} | more
+    return kept | cpu | {"OMP_NUM_THREADS": "1", "PYTHONPATH": root} | more
 
 
 @dataclass

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipelines import loop
+from pipelines.config import ConfigError, TrainConfig
+from pipelines.processes import stop_requests
 from tests.pipelines.launched import (
     ACCELERATE,
     PYTHON,
@@ -73,6 +77,32 @@ def test_accelerate_reads_its_config_files_and_they_leave_precision_to_us(path: 
     }
     assert (arguments.num_processes, arguments.multi_gpu) == expected[path.stem]
     assert arguments.mixed_precision == "no"
+
+
+def test_the_first_ctrl_c_asks_and_a_later_one_interrupts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun every process gets each Ctrl-C twice: from the terminal and from the launcher."""
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with stop_requests() as request:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert request.signal == signal.SIGINT
+        now = 102.0
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_processes_that_accelerate_did_not_join_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would train a model of its own, and nobody would notice."""
+
+    class Alone:
+        num_processes = 1
+
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(loop, "Accelerator", lambda **_: Alone())
+    with pytest.raises(ConfigError, match="4 processes were launched, but accelerate joined 1"):
+        loop.build_accelerator(TrainConfig())
 
 
 @pytest.mark.e2e
