@@ -201,7 +201,8 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """Every sample once, in order, in batches that are the same for any number of processes.
 
-    The last batch is padded by its last sample (`num_valid`), so that all batches are computed alike.
+    The last batch is padded by the last sample (`num_valid`), so that all batches are computed alike; where a
+    process would have a batch less than the others it gets one of padding alone, so that all keep step.
 
     Args:
         samples: which samples; None = all.
@@ -209,14 +210,14 @@ def eval_batches(
         Others as for `train_batches`.
     """
     chosen = list(range(len(shards))) if samples is None else list(samples)
-    num_batches = -(-len(chosen) // batch_size)
+    rounds = -(-len(chosen) // (batch_size * world_size))
 
     def draws() -> Iterator[list[_Draw]]:
         for number in _mine(rank, world_size):
-            if number >= num_batches:
+            if number >= rounds * world_size:
                 return
             part = chosen[number * batch_size : (number + 1) * batch_size]
-            padded = part + [part[-1]] * (batch_size - len(part))
+            padded = part + chosen[-1:] * (batch_size - len(part))
             keys = [keyed.sample_key(seed, 0, s) for s in padded]
             yield [_Draw(s, k, i < len(part)) for i, (s, k) in enumerate(zip(padded, keys))]
 

@@ -86,7 +86,8 @@ def test_evaluation_scores_every_sample_once_in_the_same_batches(smooth: Path, w
     for rank in range(world):
         for number, batch in enumerate(eval_batches(shards, 8, (24, 24), rank, world)):
             batches[rank + number * world] = batch
-    ordered = [batches[i] for i in sorted(batches)]
+    assert len(batches) % world == 0
+    ordered = [batches[i] for i in sorted(batches) if batches[i].num_valid]
     assert [key for b in ordered for key in b.keys[: b.num_valid]] == [shards.key(i) for i in range(30)]
     assert all(b.size == 8 for b in ordered) and ordered[-1].num_valid == 6
     alone = list(eval_batches(shards, 8, (24, 24)))
