@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -118,16 +119,25 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     """The accelerator of a run.
 
     Raises:
-        ConfigError: an unknown precision, or one that this device lacks.
+        ConfigError: an unknown precision, or one that this device lacks; processes that did not join.
     """
     if config.precision not in ("fp32", "bf16"):
         raise ConfigError(f"train.precision={config.precision!r}: use fp32 or bf16")
     if config.nonfinite not in ("stop", "skip"):
         raise ConfigError(f"train.nonfinite={config.nonfinite!r}: use stop or skip")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    # Without a GPU, and not told so, accelerate lets each process train a model of its own.
+    cpu = launched > 1 and not torch.accelerator.is_available()
     try:
-        return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+        accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if config.precision == "bf16" else "no")
     except ValueError as error:
         raise ConfigError(f"train.precision={config.precision}: {error}; use train.precision=fp32") from error
+    if launched > 1 and accelerator.num_processes != launched:
+        raise ConfigError(
+            f"{launched} processes were launched, but accelerate joined {accelerator.num_processes}: "
+            "launch with torchrun, and on a CPU beside GPUs set ACCELERATE_USE_CPU=true"
+        )
+    return accelerator
 
 
 def fit(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -10,6 +9,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import torch
 
 from pipelines.config import ConfigError, RunConfig, differences, load_config, to_yaml
-from shards.files import clear_disk_errors, write_atomic
+from shards.files import clear_disk_errors, locked, write_atomic
 
 RUNS = Path("runs")
 
@@ -35,7 +35,7 @@ class RunDir:
     path: Path
     writes: bool = True
     tensorboard: bool = False
-    _lock: TextIO | None = field(default=None, repr=False)
+    _locks: ExitStack = field(default_factory=ExitStack, repr=False)
     _metrics: TextIO | None = field(default=None, repr=False)
     _board: Any = field(default=None, repr=False)
 
@@ -53,14 +53,15 @@ class RunDir:
         """Creates the directory, or checks that an existing run may go on under `config`.
 
         Raises:
-            ConfigError: another process has it, or a setting differs that may change results (all are named).
+            ConfigError: a setting differs that may change results (all that do are named).
+            DataError: another process has it, or it cannot be written.
         """
         if not self.writes:
             return
         with clear_disk_errors(self.path):
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self._locks.enter_context(locked(self.path / ".lock"))
         saved = self.path / "config.yaml"
         if saved.exists():
             changed = differences(load_config(str(saved)), config)
@@ -105,20 +106,11 @@ class RunDir:
 
     def close(self) -> None:
         """Lets go of the lock."""
-        for file in (self._metrics, self._board, self._lock):
+        for file in (self._metrics, self._board):
             if file is not None:
                 file.close()
-        self._metrics = self._board = self._lock = None
-
-    def _take_lock(self) -> None:
-        """The kernel drops the lock when this process ends, however it ends."""
-        self._lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(
-                f"{self.path}: another process is working on this run; wait for it, or use run=OTHER_DIR"
-            ) from error
+        self._metrics = self._board = None
+        self._locks.close()
 
 
 def _open_board(path: Path) -> Any:

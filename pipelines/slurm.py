@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.config import ConfigError, load_config
-from pipelines.stage import run_path
 from shards.files import clear_disk_errors, write_atomic
-from shards.stream import plan_layout
 
 _TEMPLATE = Path(__file__).parent / "launch" / "job.sbatch"
 _CPUS_PER_GPU = 8
@@ -112,6 +110,8 @@ def run_slurm(
         ConfigError: a setting, path or option that cannot be used, or a refusal of sbatch.
         DataError: a batch that the processes cannot share.
     """
+    from pipelines.stage import run_path
+
     script = sbatch_script(config, settings, job, command)
     if show:
         print(script, end="")
@@ -142,6 +142,9 @@ def sbatch_script(
 
     Args and errors: see `run_slurm`.
     """
+    from pipelines.stage import run_path
+    from shards.stream import plan_layout
+
     words = [*command, config, *settings]
     for word in (*words, str(Path.cwd()), sys.executable):
         if not word.isprintable():

@@ -74,6 +74,13 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
             raise DataError(
                 f"{path.parent}: another process is working there; wait until it ends, then run this again"
             ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            raise DataError(
+                f"{path.parent}: this file system has no locks ({error.strerror}), so two processes could write "
+                "there at once; choose a folder on another, or mount it with locks"
+            ) from error
         yield
 
 

@@ -122,7 +122,7 @@ def test_a_run_that_another_process_has_is_refused(smooth: Path, tmp_path: Path)
     (tmp_path / "run").mkdir()
     with (tmp_path / "run" / ".lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(ConfigError, match="another process"):
+        with pytest.raises(DataError, match="another process"):
             train(smooth, tmp_path / "run")
 
 
