@@ -70,7 +70,7 @@ def index_shards(folder: Path, split: str, name: str, licence: str) -> Manifest:
 def describe(manifest: Manifest) -> str:
     """One line on a finished split."""
     left_out = f", {manifest.num_quarantined} left out (quarantine.csv)" if manifest.num_quarantined else ""
-    counts = f"{manifest.num_samples} of {manifest.num_items} in {len(manifest.shards)} shards"
+    counts = f"{manifest.num_samples} faces of {manifest.num_items} pictures in {len(manifest.shards)} shards"
     return f"{manifest.split}: {counts}{left_out}"
 
 

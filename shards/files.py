@@ -78,8 +78,8 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
                 raise
             raise DataError(
-                f"{path.parent}: this file system has no locks ({error.strerror}), so two processes could write "
-                "there at once; choose a folder on another, or mount it with locks"
+                f"{path.parent}: no locks on this file system ({error.strerror}), so two processes could "
+                "write there at once; choose a folder on another, or mount it with locks"
             ) from error
         yield
 

@@ -33,7 +33,7 @@ def test_celeba_zip_and_img2dataset_tars_to_an_encoder(tmp_path: Path) -> None:
 
     build = [*PYTHON, "-m", "pipelines", "shards", "build"]
     said = run(tmp_path, *build, "celeba", "celeba", "shards/celeba", "allow_partial=true", "build.workers=1")
-    assert "train: 38 of 38" in said
+    assert "train: 38 faces of 38" in said
     said = run(tmp_path, *build, "tars", "web", "shards/web", "align.mode=none", "build.workers=1")
     assert "train:" in said
     count = len(open_shards([tmp_path / "shards/celeba", tmp_path / "shards/web"], "train"))

@@ -61,7 +61,7 @@ def source_options(name: str) -> dict[str, Any]:
 
 
 def build_source(
-    name: str, src: str | Path, align: AlignConfig | None = None, **options: Any
+    name: str, src: str | Path, align: AlignConfig | None = None, /, **options: Any
 ) -> AlignedFaces:
     """The data set `name` at `src`, to be aligned.
 
