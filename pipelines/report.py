@@ -120,7 +120,7 @@ def _curves(train: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]]) ->
         axis.set_xlabel("step", fontsize=9)
         axis.grid(alpha=0.25)
         axis.tick_params(labelsize=8)
-    for name, label, style in (("val_loss", "held out", "o-"), ("val_mean_face", "mean face", "--")):
+    for name, label, style in (("val_loss", "held out", "o-"), ("val_mean_face", "mean face", "s--")):
         points = [(row["step"], row[name]) for row in evals if isinstance(row.get(name), int | float)]
         if points:
             axes[0].plot([p[0] for p in points], [p[1] for p in points], style, markersize=3, label=label)
