@@ -1,20 +1,17 @@
 """Frames a second of the renderer on one core: colour, depth and thermal at 112 px, with every camera effect.
 
-    python bench/render.py [--frames 256] [--repeats 5]
+    OMP_NUM_THREADS=1 python bench/render.py [--frames 256] [--repeats 5]
 
-Prints, for the best of the repeats (other work on the machine only slows it down): frames a second with the heads
-already built, with each head's building shared by its samples, and faces a second of the data set's own maker (colour
-and JPEG); each with its ratio to the 80 frames a second asked for. The peer is that figure: no other renderer does this.
+Prints, for the best of the repeats (other work on the machine only slows it down): frames a second with the
+heads already built, with each head's building shared by its samples, and faces a second of the data set's
+own maker (colour and JPEG); each with its ratio to the 80 frames a second asked for. The peer is that
+figure: no other renderer does this.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"
 
 import numpy as np
 
