@@ -1,6 +1,6 @@
 """Frames a second of the renderer on one core: colour, depth and thermal at 112 px, with every camera effect.
 
-    OMP_NUM_THREADS=1 python bench/render.py [--frames 256] [--repeats 5]
+    OMP_NUM_THREADS=1 python bench/render.py [--frames 64] [--repeats 16]
 
 Prints, for the best of the repeats (other work on the machine only slows it down): frames a second with the
 heads already built, with each head's building shared by its samples, and faces a second of the data set's
@@ -31,14 +31,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--frames", type=int, default=256, help="frames of one repeat")
-    parser.add_argument("--repeats", type=int, default=5, help="the best one counts")
+    parser.add_argument("--frames", type=int, default=64, help="frames of one repeat")
+    parser.add_argument("--repeats", type=int, default=16, help="the best one counts")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     build_head(rng)
     num_heads = max(1, args.frames // SAMPLES_PER_HEAD)
     frame_s, head_s, face_s = [], [], []
-    faces = RenderedFaces(num_train=8 * args.frames, num_identities=args.frames)
+    faces = RenderedFaces(
+        num_train=args.repeats * args.frames, num_identities=args.repeats * args.frames // SAMPLES_PER_HEAD
+    )
     items, make = faces.items("train"), faces.open_maker()
     for repeat in range(args.repeats):
         start = time.perf_counter()

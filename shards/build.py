@@ -15,6 +15,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ class _Job:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What is left to be made of one split: jobs, and how many of its items are done."""
+
+    out: Path
+    jobs: list[_Job]
+    num_items: int
+    num_done: int
+
+
 _maker: Maker | None = None
 _progress: Any = None
 
@@ -93,61 +104,58 @@ def build(source: Source, out: Path, config: BuildConfig = BuildConfig(), quiet:
     Raises:
         DataError: no items, an unusable folder, a folder made from something else, or too much quarantined.
     """
-    folders = []
-    for split in source.splits():
-        build_split(source, split, out / split, config, quiet)
-        folders.append(out / split)
-    if not folders:
+    num_parts = parse_part(config.part)[1]
+    splits = list(source.splits())
+    if not splits:
         raise DataError(f"{source.info.name}: no split to build")
-    return folders
+    with ExitStack() as locks:
+        plans = [_plan_split(source, split, out / split, config, locks) for split in splits]
+        jobs = [job for plan in plans for job in plan.jobs]
+        total, done = sum(plan.num_items for plan in plans), sum(plan.num_done for plan in plans)
+        _run(
+            source,
+            jobs,
+            config.workers,
+            tqdm(total=total, initial=done, desc=str(out), unit="img", disable=quiet),
+        )
+        if num_parts == 1:
+            for plan in plans:
+                merge(plan.out, config.max_quarantined)
+    return [plan.out for plan in plans]
 
 
-def build_split(source: Source, split: str, out: Path, config: BuildConfig, quiet: bool = False) -> None:
-    """Makes one split; writes the manifest unless `config.part` leaves that to `merge`.
-
-    Raises:
-        DataError: as for `build`.
-    """
+def _plan_split(source: Source, split: str, out: Path, config: BuildConfig, locks: ExitStack) -> _Plan:
+    """What is left to be made of one split's part; holds its lock until `locks` is closed."""
     items = source.items(split)
     _check_items(items, f"{source.info.name}/{split}")
     description = _description(source, split, items, config)
-    if _already_made(out, description):
-        return
-    part, num_parts = parse_part(config.part)
-    with clear_disk_errors(out):
-        (out / _PARTS).mkdir(parents=True, exist_ok=True)
-    with locked(out / f".lock-{part}-of-{num_parts}"):
-        write_atomic(out / _PARTS / f"build-{part}-of-{num_parts}.json", canonical_json(description))
-        _build_part(source, items, out, description, config, quiet)
-
-
-def _build_part(
-    source: Source,
-    items: Sequence[Item],
-    out: Path,
-    description: Mapping[str, Any],
-    config: BuildConfig,
-    quiet: bool,
-) -> None:
-    """Makes the shards of this part that are not whole yet."""
     part, num_parts = parse_part(config.part)
     wanted = range(part - 1, -(-len(items) // config.shard_size), num_parts)
-    missing = [k for k in wanted if _finished(out, k, fingerprint(description)) is None]
-    for k in missing:  # what a killed build left half-written
-        for leftover in (*out.glob(f".faces-{k:06d}.*.tmp"), *(out / _PARTS).glob(f".{k:06d}.json.*.tmp")):
-            leftover.unlink()
-    slices = {k: items[k * config.shard_size : (k + 1) * config.shard_size] for k in missing}
-    jobs = [_Job(out, k, slices[k], config.chunk_size, fingerprint(description)) for k in missing]
-    done = sum(min(config.shard_size, len(items) - k * config.shard_size) for k in wanted if k not in slices)
-    total = done + sum(len(s) for s in slices.values())
-    _run(
-        source,
-        jobs,
-        config.workers,
-        tqdm(total=total, initial=done, desc=str(out), unit="img", disable=quiet),
-    )
-    if num_parts == 1:
-        merge(out, config.max_quarantined)
+    sizes = {k: min(config.shard_size, len(items) - k * config.shard_size) for k in wanted}
+    num_items = sum(sizes.values())
+    if _already_made(out, description):
+        return _Plan(out, [], num_items, num_items)
+    with clear_disk_errors(out):
+        (out / _PARTS).mkdir(parents=True, exist_ok=True)
+    locks.enter_context(locked(out / f".lock-{part}-of-{num_parts}"))
+    write_atomic(out / _PARTS / f"build-{part}-of-{num_parts}.json", canonical_json(description))
+    mark = fingerprint(description)
+    jobs = []
+    for number in wanted:
+        if _finished(out, number, mark) is None:
+            _remove_leftovers(out, number)
+            part_items = items[number * config.shard_size : (number + 1) * config.shard_size]
+            jobs.append(_Job(out, number, part_items, config.chunk_size, mark))
+    return _Plan(out, jobs, num_items, num_items - sum(sizes[job.number] for job in jobs))
+
+
+def _remove_leftovers(out: Path, number: int) -> None:
+    """What a killed build left half-written of one shard."""
+    for leftover in (
+        *out.glob(f".faces-{number:06d}.*.tmp"),
+        *(out / _PARTS).glob(f".{number:06d}.json.*.tmp"),
+    ):
+        leftover.unlink()
 
 
 def parse_part(text: str) -> tuple[int, int]:

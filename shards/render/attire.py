@@ -13,10 +13,10 @@ from shards.render.mesh import AXIS_Z, CLOTHES, LOCKS
 
 _HAIR_ROWS, _HAIR_COLUMNS = 9, 11
 _COLLAR = (
-    (-1.40, 0.95, 0.62),
-    (-1.60, 1.45, 0.70),
-    (-1.80, 1.85, 0.76),
-    (-2.40, 2.05, 0.84),
+    (-1.36, 0.95, 0.62),
+    (-1.50, 1.45, 0.72),
+    (-1.68, 1.85, 0.80),
+    (-2.40, 2.05, 0.88),
     (-3.60, 2.05, 0.90),
 )
 """Rings of the clothes: height, half width, half depth, dm."""

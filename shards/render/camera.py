@@ -79,12 +79,11 @@ def expose(linear: Float32, camera: Camera, automatic: float) -> UInt8:
     grey = np.array([0.21, 0.72, 0.07]) * (1 - camera.saturation)
     mixing = camera.saturation * np.eye(3) + grey[:, None]
     light = linear @ (gain * mixing * camera.tint).astype(np.float32)
-    np.clip(light, 0, np.float32(2 * _TONE_STEPS - 1), out=light)
     # A shoulder instead of clipping: highlights roll off between 0.8 and 2.
     level = np.arange(2 * _TONE_STEPS) / _TONE_STEPS
     rolled = np.where(level < 0.7, level, 0.7 + 0.3 * (1 - np.exp(-(level - 0.7) / 0.3)))
     tone = 255 * (camera.lift + (1 - camera.lift) * rolled ** (1 / camera.gamma))
-    return np.asarray(np.round(tone).astype(np.uint8)[light.astype(np.int16)])
+    return np.round(tone).astype(np.uint8).take(light.astype(np.intp), mode="clip")
 
 
 def take_colour(linear: Float32, camera: Camera, automatic: float, rng: np.random.Generator | None) -> UInt8:

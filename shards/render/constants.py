@@ -12,7 +12,7 @@ from typing import Final
 
 from shards.labels import EXPR8
 
-RENDERER_VERSION: Final = 1
+RENDERER_VERSION: Final = 2
 """Raised whenever the same settings no longer give the same bytes."""
 
 # --- Action units ---------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ UNIT_WINDOWS: Final = MappingProxyType(
     {
         "AU1": (-0.02, 9.0, 0.08),
         "AU2": (0.02, 9.0, 0.08),
-        "AU4": (0.00, 9.0, 0.08),
+        "AU4": (0.00, 0.42, 0.14),
         "AU6": (-0.62, 0.10, 0.14),
         "AU7": (-0.22, 0.12, 0.08),
         "AU10": (-0.85, -0.22, 0.10),

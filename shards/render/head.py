@@ -39,7 +39,7 @@ class Head:
             behind as well.
         fixed: (5, V) chart column and row (eyes: direction x, y from the eyeball's centre), lips (teeth: how
             far forward), inside of the mouth, ears.
-        texture: (T, CHANNELS) what is painted on the chart.
+        texture: (CHANNELS, T) what is painted on the chart.
         colours: part -> (3,) linear colour: "lips", "ear", "iris", "sclera", "teeth", "tongue", "cavity",
             "lashes", "clothes".
         fold_gain: how deep folds are, by age. fold_rest: how deep they are at rest.
@@ -70,7 +70,12 @@ def _shape(rng: np.random.Generator, mesh: Mesh, traits: Traits) -> Float32:
     vertices = mesh.base + np.tensordot(weights, mesh.ethnicity, 3) + np.tensordot(build, mesh.build, 3)
     count = int(mesh.local_key.max()) + 1
     trait = rng.random(count) * (rng.random(count) < 0.25) * 0.75
-    vertices = vertices + np.tensordot(trait[mesh.local_key].astype(np.float32), mesh.local, 1)
+    # Chins vary more than jaws: teeth stay behind the skin.
+    vertices[mesh.group == LOWER_TEETH, 2] -= 0.12
+    vertices[mesh.group == UPPER_TEETH, 2] -= 0.04
+    strength = trait[mesh.local_key].astype(np.float32)
+    shown = np.flatnonzero(strength)
+    vertices = vertices + np.tensordot(strength[shown], mesh.local[shown], 1)
     centre = (vertices[mesh.group == LEFT_EYE].mean(0) + vertices[mesh.group == RIGHT_EYE].mean(0)) / 2
     return np.asarray(vertices - centre, np.float32)
 

@@ -113,7 +113,8 @@ def _keep_triangles(
     away = (facing < -0.8) & (group == SKIN)
     deep = (centre[:, 2] < -0.02) & np.isin(group, (LEFT_EYE, RIGHT_EYE))
     throat = (centre[:, 2] < -0.25) & np.isin(group, (TONGUE, UPPER_TEETH, LOWER_TEETH))
-    return np.asarray((group != 1) & ~away & ~deep & ~throat)
+    lower_lashes = (centre[:, 1] < -0.02) & (group == LASHES)  # too coarse: they read as bags
+    return np.asarray((group != 1) & ~away & ~deep & ~throat & ~lower_lashes)
 
 
 def _unit_columns(deltas: dict[str, Float32], mean: Float32) -> tuple[Float32, NDArray[np.intp], Float32]:

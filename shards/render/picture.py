@@ -50,8 +50,8 @@ class Picture:
     Attributes:
         color: (H, W, 3) uint8. depth: (H, W) uint16 mm, 0 = hole. thermal: (H, W) uint16 centi-kelvin, 0 =
             missing; both None if colour alone was asked for.
-        landmarks: (5, 2) pixels of the true landmarks: eyes, nose tip, mouth corners, left of the image
-            first.
+        landmarks: (5, 2) true landmarks, x and y in pixels as in `shards.template`: eyes, nose tip, mouth
+            corners, left of the image first.
         transform: the similarity that aligned the face.
     """
 
@@ -121,7 +121,8 @@ def _move(head: Head, frame: Frame) -> Float32:
     active = np.flatnonzero(weights > 1e-4)
     moved = head.neutral.copy()
     if len(active):
-        flat = weights[active].astype(np.float32) @ mesh.flat_columns[active]
+        # einsum, not BLAS: the sum's order, and with it every byte, must not depend on threads.
+        flat = np.einsum("c,cv->v", weights[active].astype(np.float32), mesh.flat_columns[active])
         moved[: len(mesh.group)] += flat.reshape(-1, 3)
     return moved
 
@@ -193,7 +194,7 @@ def render(
     surface = surface_of(head, hits, _normals(posed, head.corners.take(facing, axis=1)))
     linear = _backdrop(scene, size)
     rgb, gloss = albedo_of(surface, head, frame)
-    linear[hits.pixel] = lit(rgb, gloss, surface.normal, frame.light)
+    linear[hits.pixel] = lit(rgb, gloss, surface.normal, frame.light).T
     millimetres = np.full(size * size, 100 * frame.distance + scene.wall_mm, np.float32)
     celsius = np.full(size * size, scene.room_c, np.float32)
     if not color_only:
@@ -202,11 +203,11 @@ def render(
     _put_glasses(scene, frame, projection, size, linear, celsius)
     _put_occluder(scene, size, linear, millimetres, celsius)
     color = take_colour(linear.reshape(size, size, 3), camera, _automatic_exposure(head, frame.light), rng)
-    landmarks = np.stack(projection.align(points[:, 0], points[:, 1]), axis=1).astype(np.float64)
+    landmarks = np.stack(projection.align(points[:, 0], points[:, 1]), axis=1).astype(np.float64) - 0.5
     if color_only:
         return Picture(color, None, None, landmarks, projection.align)
     grazing = np.zeros(size * size, np.bool_)
-    grazing[hits.pixel] = surface.normal[:, 2] < 0.2
+    grazing[hits.pixel] = surface.normal[2] < 0.2
     frame_shape = (size, size)
     depth = take_depth(millimetres.reshape(frame_shape), camera, grazing.reshape(frame_shape), rng)
     return Picture(

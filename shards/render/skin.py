@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from shards.render import constants as c
 from shards.render.chart import HEIGHT, WIDTH, Chart, load_chart
@@ -57,7 +58,7 @@ class Paint:
     """What painting a head gives.
 
     Attributes:
-        texture: (T, CHANNELS). hair: (T,) cover of the scalp, 0..1, which also thickens the head there.
+        texture: (CHANNELS, T). hair: (T,) cover of the scalp, 0..1, which also thickens the head there.
         skin, lips, lashes: (3,) linear colours. skin_c: base temperature.
     """
 
@@ -103,12 +104,8 @@ def skin_colour(tone: float) -> Float32:
 
 def _noise(rng: np.random.Generator, rows: int, columns: int) -> Float32:
     """(T,) smooth noise in [-1, 1]: a random grid, bilinear."""
-    grid = rng.uniform(-1, 1, (rows + 1, columns + 1)).astype(np.float32)
-    row, down = np.divmod(np.arange(HEIGHT, dtype=np.float32) * np.float32(rows / HEIGHT), 1)
-    column, right = np.divmod(np.arange(WIDTH, dtype=np.float32) * np.float32(columns / WIDTH), 1)
-    r, k = row.astype(int), column.astype(int)
-    across = grid[:, k] * (1 - right) + grid[:, k + 1] * right
-    return np.asarray(across[r] * (1 - down)[:, None] + across[r + 1] * down[:, None], np.float32).ravel()
+    grid = Image.fromarray(rng.uniform(-1, 1, (rows, columns)).astype(np.float32))
+    return np.asarray(grid.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR), np.float32).ravel()
 
 
 def _scalp(rng: np.random.Generator, chart: Chart, traits: Traits) -> Float32:
@@ -193,4 +190,4 @@ def paint(rng: np.random.Generator, traits: Traits) -> Paint:
     planes[3] = _warmth(rng, chart, skin_c, scalp, stubble)
     planes[4] = (1 - scalp) * rng.uniform(0.5, 1.3) * (1 + 0.5 * chart.nose + 0.3 * chart.forehead)
     lashes = np.asarray(0.30 * skin + 0.01 - 0.1 * traits.make_up * skin, np.float32)
-    return Paint(np.ascontiguousarray(planes.T), scalp, skin, lips, lashes, skin_c)
+    return Paint(planes, scalp, skin, lips, lashes, skin_c)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from shards.build import BuildConfig, build, build_split, index_tars, merge, parse_part
+from shards.build import BuildConfig, build, index_tars, merge, parse_part
 from shards.labels import DataError
 from shards.manifest import load_manifest
 from shards.shardset import open_shards
@@ -109,7 +109,7 @@ def test_two_builds_of_one_folder_at_once_one_says_so(tmp_path: Path) -> None:
     with (folder / ".lock-1-of-1").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another process"):
-            build_split(SmoothFaces(), "train", folder, BuildConfig(16, 1), quiet=True)
+            build(SmoothFaces(), tmp_path, BuildConfig(16, 1), quiet=True)
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "x/2", "1", "1/", "-1/2"])
