@@ -231,7 +231,7 @@ def test_no_room_for_a_checkpoint_is_one_message_and_loses_nothing(smooth: Path,
     assert refused.returncode == 1 and "Traceback" not in refused.stderr
     assert "cannot write" in refused.stderr and "step-00000005" in refused.stderr
     assert last_checkpoint(tmp_path / "r").name == "step-00000002"
-    assert train(smooth, tmp_path / "r") == 0
+    assert main(words[len(PYTHON) + 2 :]) == 0
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_and_names_the_batch(
