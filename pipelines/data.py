@@ -10,10 +10,11 @@ from pipelines.processes import Processes
 from shards.build import BuildConfig, build
 from shards.files import clear_disk_errors, locked
 from shards.manifest import NAME
+from shards.records import fingerprint, info_to_json
 from shards.render import RenderedFaces
 from shards.shardset import ShardSet, find_split, open_shards
 
-DEFAULT_FACES = Path("data/rendered-faces")
+DATA = Path("data")
 
 
 @dataclass(frozen=True)
@@ -40,24 +41,29 @@ def open_splits(config: DataConfig, processes: Processes) -> Splits:
         if processes.is_main:
             make_default_faces()
         processes.barrier()
-        names = str(DEFAULT_FACES)
+        names = str(default_faces())
     folders = [Path(name) for name in names.split(",") if name.strip()]
     with_val = [str(folder) for folder in folders if find_split(folder, "val") is not None]
     return Splits(open_shards(names, "train"), open_shards(with_val, "val") if with_val else None)
 
 
+def default_faces() -> Path:
+    """Where the default faces are or will be; named after all that decides them, so never out of date."""
+    return DATA / f"rendered-faces-{fingerprint(info_to_json(RenderedFaces().info))[:8]}"
+
+
 def make_default_faces() -> Path:
-    """Renders the default faces under data/ unless they are there; two processes do not do it at once.
+    """Renders the default faces unless they are there; two processes do not do it at once.
 
     Raises:
         DataError: the disk is full, or the folder holds something else.
     """
-    source = RenderedFaces()
-    if all((DEFAULT_FACES / split / NAME).is_file() for split in source.splits()):
-        return DEFAULT_FACES
-    with clear_disk_errors(DEFAULT_FACES):
-        DEFAULT_FACES.mkdir(parents=True, exist_ok=True)
-    with locked(DEFAULT_FACES / ".lock", wait=True):
-        print(f"no shards named: rendering the default faces (people who do not exist) into {DEFAULT_FACES}")
-        build(source, DEFAULT_FACES, BuildConfig(shard_size=500))
-    return DEFAULT_FACES
+    source, folder = RenderedFaces(), default_faces()
+    if all((folder / split / NAME).is_file() for split in source.splits()):
+        return folder
+    with clear_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", wait=True):
+        print(f"no shards named: rendering the default faces (people who do not exist) into {folder}")
+        build(source, folder, BuildConfig(shard_size=500))
+    return folder

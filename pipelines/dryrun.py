@@ -14,7 +14,7 @@ from torch import nn
 
 from pipelines.checkpoint import disk_free
 from pipelines.config import RunConfig, to_yaml
-from pipelines.data import DEFAULT_FACES
+from pipelines.data import default_faces
 from pipelines.loop import Trainee, build_accelerator, train_step
 from pipelines.optim import build_optimizer, param_groups
 from pipelines.processes import Processes
@@ -93,9 +93,10 @@ def _data(config: RunConfig) -> tuple[int, str]:
     """How many faces there are to learn from, and which."""
     if config.data.shards:
         return len(open_shards(config.data.shards, "train")), config.data.shards
-    if find_split(DEFAULT_FACES, "train") is not None:
-        return len(open_shards(str(DEFAULT_FACES), "train")), f"rendered, in {DEFAULT_FACES}"
-    return RenderedFaces().num_train, f"to be rendered into {DEFAULT_FACES} on first use"
+    folder = default_faces()
+    if find_split(folder, "train") is not None:
+        return len(open_shards([folder], "train")), f"rendered, in {folder}"
+    return RenderedFaces().num_train, f"to be rendered into {folder} on first use"
 
 
 def _time(trainee: Trainee, batch_size: int, config: RunConfig, accelerator: Any) -> _Trial:
