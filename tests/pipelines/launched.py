@@ -42,7 +42,7 @@ data:
   shards: smooth
   num_workers: 0
 train:
-  epochs: 6
+  epochs: 12
   global_batch_size: 16
   log_every: 1
   threads: 1
@@ -51,7 +51,7 @@ eval:
   probe_train: 0
   pictures: 0
 """
-STEPS = 60
+STEPS = 120
 
 
 @functools.cache

@@ -129,11 +129,12 @@ def test_a_stopped_run_has_saved_and_goes_on_to_the_same_weights(
     The run of two processes has loader workers, to which torchrun passes it on as well.
     """
     stopped = {
-        "two": Launched(folder, "two-stopped", TWO, ["data.num_workers=1"]).start(),
-        "accelerate": Launched(folder, "accelerate-stopped", ONE_BY_ACCELERATE).start(),
+        "two": Launched(folder, "two-stopped", TWO, ["data.num_workers=1"]),
+        "accelerate": Launched(folder, "accelerate-stopped", ONE_BY_ACCELERATE),
     }
     interrupted += stopped.values()
-    for run in stopped.values():
+    for run in stopped.values():  # one after the other: the quicker one must not end before it is stopped
+        run.start()
         run.wait_for_steps(5)
         run.process.send_signal(signal.SIGTERM)
     saved = {}
