@@ -9,7 +9,8 @@ from typing import Any
 
 from pipelines.config import ConfigError, read_value
 from shards.align import AlignConfig
-from shards.build import BuildConfig, build, index_tars, merge
+from shards.build import BuildConfig, build, merge
+from shards.indexing import index_tars
 from shards.manifest import NAME, Manifest, load_manifest
 from shards.sources import build_source, source_options
 

@@ -38,7 +38,7 @@ from shards.records import (
     fingerprint,
     info_to_json,
 )
-from shards.tars import scan_tar, write_tar
+from shards.tars import write_tar
 
 QUARANTINE = "quarantine.csv"
 _PARTS = ".parts"
@@ -203,55 +203,7 @@ def merge(out: Path, max_quarantined: float = 0.5) -> Manifest:
         if record["entry"] is not None:
             entries.append(ShardEntry(**record["entry"]))
         rejected += [(key, reason) for key, reason in record["rejected"]]
-    return _finish(out, description, entries, rejected, max_quarantined)
-
-
-def index_tars(tars: Sequence[Path], out: Path, split: str, name: str, licence: str) -> Manifest:
-    """Makes a shard set of WebDataset tars from anywhere, where they lie: an index beside each, and a
-    manifest.
-
-    Args:
-        tars: plain tars that lie in `out`.
-        out: their folder.
-        split: what the set is to be used for.
-        name, licence: of the data set.
-
-    Raises:
-        DataError: no tars, a tar that cannot be read (see `scan_tar`), or a key in two tars.
-    """
-    if not tars:
-        raise DataError(f"{out}: no .tar in it")
-    entries: list[ShardEntry] = []
-    seen: dict[str, str] = {}
-    for path in tqdm(sorted(tars), desc=f"index {out}", unit="tar"):
-        if path.parent != out:
-            raise DataError(f"{path}: the tars of a shard set lie in its folder {out}")
-        scanned = scan_tar(path)
-        for row in scanned.rows:
-            if row.key in seen:
-                raise DataError(
-                    f"{path}: sample {row.key!r} is also in {seen[row.key]}: keys must be unique in a set"
-                )
-            seen[row.key] = path.name
-        data = index_bytes(path.name, scanned.size, scanned.sha256, scanned.rows)
-        write_atomic(path.with_suffix(".idx"), data)
-        digest = sha256_file(path.with_suffix(".idx"))
-        entries.append(
-            ShardEntry(path.name, scanned.size, scanned.sha256, path.stem + ".idx", digest, len(scanned.rows))
-        )
-    description = {
-        "split": split,
-        "num_items": len(seen),
-        "info": {
-            "name": name,
-            "licence": licence,
-            "kind": "faces",
-            "rendered": False,
-            "label_space": {"expr": [], "au": [], "va": False},
-            "alignment": {},
-        },
-    }
-    return _finish(out, description, entries, [], 1.0)
+    return write_manifest(out, description, entries, rejected, max_quarantined)
 
 
 def _check_items(items: Sequence[Item], where: str) -> None:
@@ -397,7 +349,7 @@ def _make_shard(maker: Maker, job: _Job, advance: Any) -> None:
     write_atomic(job.out / _PARTS / f"{job.number:06d}.json", canonical_json(record))
 
 
-def _finish(
+def write_manifest(
     out: Path,
     description: Mapping[str, Any],
     entries: Sequence[ShardEntry],

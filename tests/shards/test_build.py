@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
-from shards.build import BuildConfig, build, index_tars, merge, parse_part
+from shards.build import BuildConfig, build, merge, parse_part
+from shards.indexing import index_tars
 from shards.labels import DataError
 from shards.manifest import load_manifest
 from shards.shardset import open_shards
