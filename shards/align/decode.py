@@ -70,7 +70,7 @@ def is_finished_jpeg(data: bytes, size: int) -> bool:
                 and not image.info.get("progressive")
                 and image.getexif().get(_ORIENTATION, 1) == 1
             )
-        except Exception:
+        except Exception:  # whatever Pillow raises: the picture is decoded with every check instead
             return False
 
 
