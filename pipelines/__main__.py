@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="faceprior", description="A facial prior, learned once and reused for every affect task."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_pretrain, _add_shards, _add_doctor, _add_import, _add_report, _add_slurm):
+    for add in (_add_pretrain, _add_finetune, _add_shards, _add_doctor, _add_import, _add_report, _add_slurm):
         add(commands)
     arguments = parser.parse_args(argv)
     try:
@@ -93,6 +93,38 @@ def _pretrain(arguments: Arguments) -> int:
     if arguments.dry_run:
         return dry_run(config, Path(name).stem, build_trainable)
     return run_stage(config, Path(name).stem, build_parts)
+
+
+def _add_finetune(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "finetune",
+        "learn expressions, action units, valence and arousal from a pretrained encoder",
+        "finetune mtl_demo data.shards=data/affwild2 init=runs/pretrain/celeba cnn=runs/dan/affectnet",
+        _finetune,
+    )
+    parser.add_argument(
+        "settings", nargs="+", metavar="CONFIG key=value", help="YAML file or its name; settings"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, time it, write nothing"
+    )
+
+
+def _finetune(arguments: Arguments) -> int:
+    settings = list(arguments.settings)
+    if "=" in settings[0]:
+        raise ConfigError(
+            f"finetune begins with a configuration, as in `faceprior finetune mtl_demo {settings[0]}`"
+        )
+    name = settings.pop(0)
+    config = load_config(name, settings)
+    from pipelines.dryrun import dry_run
+    from pipelines.finetuning import build_trainable, run_finetuning
+
+    if arguments.dry_run:
+        return dry_run(config, Path(name).stem, build_trainable)
+    return run_finetuning(config, Path(name).stem)
 
 
 def _add_shards(commands: Commands) -> None:

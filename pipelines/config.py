@@ -18,9 +18,13 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from finetune.affect import AffectConfig
+from finetune.cotex import CoTEXConfig
+from finetune.dan_task import DANLossConfig
+from finetune.readout import HeadConfig
 from pretrain.encoder import EncoderConfig
 from pretrain.mae import MAEConfig
-from shards.transforms import CropConfig
+from shards.transforms import CropConfig, JitterConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -41,10 +45,13 @@ class DataConfig:
     Attributes:
         shards: folders of shard sets, comma-separated; "" = the embedded default of rendered faces.
         window_shards: shards shuffled together.
+        order: "epoch" (each sample once in an epoch) or "weighted" (drawn with replacement, each expression
+            as often as every other; samples without one never).
         num_workers: loader processes for each process; −1 = chosen by the number of cores.
     """
 
     shards: str = ""
+    order: str = "epoch"
     window_shards: int = 16
     num_workers: int = _free(-1)
 
@@ -60,6 +67,9 @@ class OptimConfig:
         weight_decay: on every parameter that its task does not exempt.
         beta1, beta2, eps: of AdamW.
         clip_grad: largest global gradient norm; 0 = no clipping.
+        layer_decay: in finetuning, factor on the rate from a ViT's layer to its earlier one.
+        schedule: after the warm-up, "cosine" to `min_lr`, or "exponential": times `gamma` after each epoch.
+        gamma: of the exponential schedule.
     """
 
     base_lr: float = 1.5e-4
@@ -70,6 +80,9 @@ class OptimConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_grad: float = 0.0
+    layer_decay: float = 1.0
+    schedule: str = "cosine"
+    gamma: float = 0.6
 
 
 @dataclass(frozen=True)
@@ -139,20 +152,32 @@ class RunConfig:
     """Everything a run is.
 
     Attributes:
-        task: what is trained ("pretrain").
+        task: what is trained: "pretrain"; "mtl" (expressions, action units, valence/arousal), "expr", "au",
+            "va"; "lsd" (expressions by CoTEX); "dan".
+        model: of a task that has several: "emma" (mtl), "vit", or the name of a timm model; "" = the
+            task's own (mtl: emma; lsd: cotex; dan: dan; others: vit).
         run: run directory; "" = runs/<task>/<name of the config>.
         seed: of order, crops, masks and initial weights.
-        init: a run, checkpoint or imported encoder to start from; "" = random weights.
+        init: a run, checkpoint or imported encoder to start from; "random" = random weights; "" = for
+            pretraining random weights, for finetuning the last pretraining run.
+        cnn: EMMA's DAN: a run or checkpoint; "" = the last DAN run.
     """
 
     task: str = "pretrain"
+    model: str = ""
     run: str = _free("")
     seed: int = 0
     init: str = ""
+    cnn: str = ""
     data: DataConfig = field(default_factory=DataConfig)
     crop: CropConfig = field(default_factory=CropConfig)
+    jitter: JitterConfig = field(default_factory=JitterConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     mae: MAEConfig = field(default_factory=MAEConfig)
+    head: HeadConfig = field(default_factory=HeadConfig)
+    affect: AffectConfig = field(default_factory=AffectConfig)
+    cotex: CoTEXConfig = field(default_factory=CoTEXConfig)
+    dan: DANLossConfig = field(default_factory=DANLossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -187,7 +212,7 @@ def load_config(name: str = "", overrides: Sequence[str] = ()) -> RunConfig:
         inner[last] = read_value(value, _field_type(key, where), key, where)
     try:
         built = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(RunConfig), given))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(str(error).splitlines()[0]) from error
     assert isinstance(built, RunConfig)
     return built

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 
+from pipelines.evaluate import predict_split
 from pipelines.pictures import grid_picture, save_picture, to_pixels
 from pipelines.probe import load_probe_set, pixel_features, probe_scores, token_features
 from pipelines.stage import Context, loader_workers
@@ -16,7 +17,7 @@ from pretrain.mae_task import MaeTask, mean_target
 from pretrain.masking import mask_noise
 from shards.align import FaceDetector
 from shards.shardset import ShardSet
-from shards.stream import Batch, eval_batches
+from shards.stream import eval_batches
 
 _MEAN_FACES = 1000
 
@@ -55,45 +56,27 @@ class MAEObserver:
             spread = np.linspace(0, len(context.splits.train) - 1, count).round().astype(int).tolist()
             self._mean_target = self._mean_of(context.splits.train, spread)
         task = MaeTask(self._model.num_patches, self._mean_target)
-        count = min(config.eval.max_samples or len(val), len(val))
-        rank, world = context.processes.rank, context.processes.world_size
-        per_rank = -(-count // (config.eval.batch_size * world)) * config.eval.batch_size
-        columns: dict[str, torch.Tensor] = {}
-        at = 0
-        for batch in self._batches(val, list(range(count)), rank, world):
-            outputs = task.predict(self._model, batch.to(context.device))
-            for name, value in outputs.items():
-                column = columns.setdefault(name, torch.full((per_rank,), torch.nan, dtype=torch.float64))
-                column[at : at + batch.num_valid] = value[: batch.num_valid].double().cpu()
-            at += batch.size
-        return {f"val_{name}": self._mean_in_order(columns[name]) for name in sorted(columns)}
+        columns = predict_split(
+            lambda batch: task.predict(self._model, batch),
+            val,
+            self._model.image_size,
+            config.eval.batch_size,
+            context.processes,
+            context.device,
+            loader_workers(config.data.num_workers, context.device),
+            list(range(min(config.eval.max_samples or len(val), len(val)))),
+            with_labels=False,
+            seed=config.seed,
+        )
+        return {f"val_{name}": float(values.mean()) for name, values in columns.items()}
 
     def _mean_of(self, shards: ShardSet, samples: list[int]) -> torch.Tensor:
-        device = self._context.device
-        return mean_target(
-            self._model,
-            (b.images[: b.num_valid].to(device) for b in self._batches(shards, samples, 0, 1)),
-        )
-
-    def _mean_in_order(self, column: torch.Tensor) -> float:
-        gathered = torch.stack(self._context.processes.gather(column))
-        size = self._context.config.eval.batch_size
-        ordered = gathered.view(len(gathered), -1, size).transpose(0, 1).flatten()
-        return float(ordered[~ordered.isnan()].mean())
-
-    def _batches(self, shards: ShardSet, samples: list[int], rank: int, world: int) -> Iterator[Batch]:
         context = self._context
-        return eval_batches(
-            shards,
-            context.config.eval.batch_size,
-            self._model.image_size,
-            rank,
-            world,
-            loader_workers(context.config.data.num_workers, context.device),
-            samples,
-            with_labels=False,
-            seed=context.config.seed,
+        workers = loader_workers(context.config.data.num_workers, context.device)
+        batches = eval_batches(
+            shards, 64, self._model.image_size, num_workers=workers, samples=samples, with_labels=False
         )
+        return mean_target(self._model, (b.images[: b.num_valid].to(context.device) for b in batches))
 
     def _draw(self, val: ShardSet, step: int) -> dict[str, float]:
         """Probe faces as a picture; counts those whose pasted version MTCNN takes for a face."""

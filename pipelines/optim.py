@@ -48,17 +48,24 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.
 
 
 def learning_rate(config: OptimConfig, global_batch_size: int, epoch: float, epochs: float) -> float:
-    """Linear warm-up, then half a cosine down to `min_lr` (He et al. 2022).
+    """Linear warm-up, then half a cosine down to `min_lr` (He et al. 2022), or steps of `gamma` an epoch.
 
     Args:
         config: rates and warm-up.
         global_batch_size: samples to a step; the peak is base_lr · global_batch_size / 256.
         epoch: fractional epoch of this step, from 0.
         epochs: length of the training.
+
+    Raises:
+        ConfigError: an unknown schedule.
     """
+    if config.schedule not in ("cosine", "exponential"):
+        raise ConfigError(f"optim.schedule={config.schedule!r}: use cosine or exponential")
     peak = config.base_lr * global_batch_size / 256
     if epoch < config.warmup_epochs:
         return peak * epoch / config.warmup_epochs
+    if config.schedule == "exponential":
+        return max(config.min_lr, peak * config.gamma ** int(epoch - config.warmup_epochs))
     progress = (epoch - config.warmup_epochs) / max(epochs - config.warmup_epochs, 1e-12)
     return config.min_lr + (peak - config.min_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 

@@ -19,6 +19,7 @@ from pretrain.mae import MAE, load_reference_state_dict, reference_state_dict
 from pretrain.mae_task import MaeTask
 from shards.order import EpochOrder
 from shards.stream import Batch, train_batches
+from shards.transforms import AugmentConfig
 
 
 def build_mae(config: RunConfig) -> MAE:
@@ -68,7 +69,7 @@ def build_parts(context: Context) -> Parts:
             context.plan.layout,
             position,
             model.image_size,
-            config.crop,
+            AugmentConfig(config.crop, config.jitter),
             loader_workers(config.data.num_workers, context.device),
             pin_memory=context.device.type == "cuda",
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.drop import DropPath
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import checkpoint_seq
 from timm.models.vision_transformer import Block
@@ -21,6 +22,7 @@ from timm.models.vision_transformer import VisionTransformer as VisionTransforme
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.droppath import KeyedDropPath
 from pretrain.patches import grid_of
 from pretrain.posembed import sincos_table
 
@@ -34,7 +36,8 @@ class EncoderConfig:
         image_size: height and width in pixels.
         patch_size: height and width of a patch in pixels.
         embed_dim, depth, num_heads: width, blocks and heads, for sizes timm has no name for.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first.
+        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first
+            (`pretrain.droppath`); for finetuning.
     """
 
     name: str = "vit_base_patch16_224"
@@ -80,6 +83,7 @@ def build_encoder(config: EncoderConfig, generator: torch.Generator | None = Non
         config.name, drop_path_rate=config.drop_path_rate, weight_init="skip", **timm_arguments(config)
     )
     grid_of(config.image_size, encoder.patch_embed.patch_size)
+    _key_drop_paths(encoder)
     init_weights(encoder, generator)
     num_prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
     fill_sincos(encoder.pos_embed, encoder.patch_embed.grid_size, num_prefix)
@@ -121,6 +125,15 @@ def _check_plain(name: str) -> None:
     if model.pos_embed is None or model.cls_token is None:
         missing = "absolute position embedding" if model.pos_embed is None else "cls token"
         raise ValueError(f"timm model {name!r} has no {missing}: {remedy}")
+
+
+def _key_drop_paths(module: nn.Module) -> None:
+    """Replaces timm's DropPath modules, which draw from torch's global generator; they have no weights."""
+    for parent in list(module.modules()):
+        children: dict[str, Any] = parent._modules
+        for name, child in children.items():
+            if isinstance(child, DropPath):
+                children[name] = KeyedDropPath(float(child.drop_prob or 0))
 
 
 def build_blocks(dim: int, depth: int, num_heads: int) -> nn.ModuleList:

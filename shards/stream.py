@@ -23,7 +23,7 @@ from shards.labels import DataError, FaceLabels
 from shards.order import Order
 from shards.records import LabelSpace
 from shards.shardset import RawSample, ShardSet
-from shards.transforms import CropConfig
+from shards.transforms import AugmentConfig
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 
@@ -158,7 +158,7 @@ def train_batches(
     layout: Layout,
     position: int,
     size: tuple[int, int],
-    crop: CropConfig,
+    augmentation: AugmentConfig,
     num_workers: int = 0,
     with_labels: bool = False,
     pin_memory: bool = False,
@@ -171,7 +171,7 @@ def train_batches(
         layout: this process's share.
         position: samples of the optimiser steps completed so far.
         size: (height, width) of the images.
-        crop: random crop and flip.
+        augmentation: random crop, flip and colours.
         num_workers: loader processes; 0 reads in this one.
         with_labels: decode labels too.
         pin_memory: for transfers to a GPU.
@@ -183,7 +183,7 @@ def train_batches(
             yield [_Draw(s, r, True) for s, r in zip(drawn.samples.tolist(), drawn.rng.tolist())]
 
     def augment(sample: FaceSample) -> FaceSample:
-        return replace(sample, image=transforms.random_crop(sample.image, sample.rng, size, crop))
+        return replace(sample, image=transforms.augment(sample.image, sample.rng, size, augmentation))
 
     return _load(shards, draws, augment, layout.batch_size, num_workers, with_labels, pin_memory)
 

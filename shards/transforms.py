@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,12 +35,45 @@ class CropConfig:
         scale_min, scale_max: area of the crop as a share of the image.
         ratio: largest aspect ratio (and its inverse the smallest).
         flip: probability of a horizontal flip.
+        resize: side in pixels; if set, the image is resized to its square and the wanted size is cut from it
+            at a random place (EMMA: 232 for 224; CoTEX: 228), instead of a crop of random area and ratio.
     """
 
     scale_min: float = 0.2
     scale_max: float = 1.0
     ratio: float = 4 / 3
     flip: float = 0.5
+    resize: int | None = None
+
+
+@dataclass(frozen=True)
+class JitterConfig:
+    """Random changes of colour (EMMA: .4, .4, .4, .1 with probability .2), as torchvision's ColorJitter.
+
+    Attributes:
+        probability: that an image is changed at all.
+        brightness, contrast, saturation: each factor is uniform in [1 − x, 1 + x].
+        hue: shift uniform in [−x, x] turns of the colour wheel, at most .5.
+    """
+
+    probability: float = 0.0
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Everything random that is done to a training image.
+
+    Attributes:
+        crop: crop and flip.
+        jitter: colours.
+    """
+
+    crop: CropConfig = field(default_factory=CropConfig)
+    jitter: JitterConfig = field(default_factory=JitterConfig)
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
@@ -103,11 +136,57 @@ def random_crop(image: torch.Tensor, rng: int, size: tuple[int, int], config: Cr
     Returns:
         (3, height, width) uint8.
     """
-    box = crop_box(rng, image.shape[1], image.shape[2], config)
-    image = functional.resized_crop(image, *box, list(size), InterpolationMode.BICUBIC, antialias=True)
+    if config.resize is None:
+        box = crop_box(rng, image.shape[1], image.shape[2], config)
+        image = functional.resized_crop(image, *box, list(size), InterpolationMode.BICUBIC, antialias=True)
+    else:
+        image = _resize_and_cut(image, rng, size, config.resize)
     if keyed.uniforms(rng, "flip", 1)[0] < config.flip:
         image = functional.horizontal_flip(image)
     return image
+
+
+def _resize_and_cut(image: torch.Tensor, rng: int, size: tuple[int, int], side: int) -> torch.Tensor:
+    height, width = size
+    if side < max(size):
+        raise DataError(f"crop.resize={side} is smaller than the image to cut from it, {height}×{width}")
+    image = fit(image, (side, side))
+    draws = keyed.uniforms(rng, "crop", 2)
+    top, left = int(draws[0] * (side - height + 1)), int(draws[1] * (side - width + 1))
+    return image[:, top : top + height, left : left + width]
+
+
+def color_jitter(image: torch.Tensor, rng: int, config: JitterConfig) -> torch.Tensor:
+    """Random changes of brightness, contrast, saturation and hue, in random order.
+
+    Args:
+        image: (3, H, W) uint8.
+        rng: the sample's random key.
+        config: ranges.
+
+    Returns:
+        (3, H, W) uint8.
+    """
+    draws = keyed.uniforms(rng, "jitter", 9)
+    if draws[0] >= config.probability:
+        return image
+    ranges = (config.brightness, config.contrast, config.saturation)
+    factors = [max(0.0, 1 + (2 * draw - 1) * reach) for draw, reach in zip(draws[1:4], ranges, strict=True)]
+    changes = (
+        lambda x: functional.adjust_brightness(x, factors[0]),
+        lambda x: functional.adjust_contrast(x, factors[1]),
+        lambda x: functional.adjust_saturation(x, factors[2]),
+        lambda x: functional.adjust_hue(x, (2 * float(draws[4]) - 1) * config.hue),
+    )
+    for number in np.argsort(draws[5:9]):
+        image = changes[number](image)
+    return image
+
+
+def augment(image: torch.Tensor, rng: int, size: tuple[int, int], config: AugmentConfig) -> torch.Tensor:
+    """Crop, flip and colours of one training image: (3, H, W) uint8 -> (3, height, width) uint8."""
+    image = random_crop(image, rng, size, config.crop)
+    return color_jitter(image, rng, config.jitter) if config.jitter.probability > 0 else image
 
 
 def fit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

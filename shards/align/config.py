@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,8 +23,8 @@ class AlignConfig:
 
     Attributes:
         mode: "detect" finds faces and their landmarks with MTCNN; "given" uses the data set's own landmarks;
-            "none" takes the picture as an aligned face (its centre square, resized); "auto" is "given" where
-            the data set has landmarks, else "detect".
+            "none" takes the picture as an aligned face (its centre square, resized); "auto" is "none" where
+            the data set's faces are aligned already, "given" where it has landmarks, else "detect".
         size: side of the face that comes out, pixels. With mode "none", 0 keeps the picture's own size.
         margin: room added on each side of the 112-pixel template, as a fraction of its side.
         faces: "largest" face of a picture; "all" of them, left to right, with keys KEY-1, KEY-2, … (KEY-1
@@ -61,8 +62,12 @@ class AlignConfig:
         if self.mode == "none" and self.margin:
             raise DataError(f"align.margin={self.margin}: has no meaning with align.mode=none; leave it out")
 
-    def resolve(self, has_landmarks: bool) -> AlignConfig:
+    def resolve(self, has_landmarks: bool, is_aligned: bool = False) -> AlignConfig:
         """The same with "auto" decided.
+
+        Args:
+            has_landmarks: the data set has five points for each face.
+            is_aligned: its pictures are aligned faces.
 
         Raises:
             DataError: mode "given" for data without landmarks.
@@ -70,13 +75,17 @@ class AlignConfig:
         if self.mode == "given" and not has_landmarks:
             raise DataError("align.mode=given: this data set has no landmarks; use align.mode=detect")
         if self.mode == "auto":
-            return replace(self, mode="given" if has_landmarks else "detect")
+            return replace(self, mode="none" if is_aligned else "given" if has_landmarks else "detect")
         return self
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """All that decides where a face lies in its image and how it looks, as plain JSON values.
 
-        Two images with equal `recipe()["geometry"]` have their eyes in the same place.
+        Two images with equal `recipe()["geometry"]` have their eyes in the same place; with mode "none" that
+        rests on what the data set says of itself.
+
+        Args:
+            made_by: how the data set itself aligned its faces; with mode "none" a part of the geometry.
         """
         if self.mode == "auto":
             raise ValueError("resolve the mode before asking for the recipe")
@@ -88,7 +97,9 @@ class AlignConfig:
             "encoding": {"format": "jpeg", "quality": self.quality},
             "geometry": {"size": self.size},
         }
-        if self.mode != "none":
+        if self.mode == "none":
+            out["geometry"] |= made_by or {}
+        else:
             out["geometry"] |= {
                 "margin": self.margin,
                 "template": TEMPLATE_NAME,

@@ -1,7 +1,8 @@
 """Raw data sets in their own layouts, as sources of aligned faces.
 
-Reading order: raw (what a layout must say, and the one way from there), pictures, tables, splits; then
-folder, celeba, tars, emotionet. A new data set is a new raw source and a line in `_RAW`.
+Reading order: raw (what a layout must say, and the one way from there), pictures, tables, splits, listing;
+then folder, celeba, tars, emotionet, affwild2, lsd, affectnet, rafdb. A new data set is a new raw source and
+a line in `_RAW`.
 """
 
 from __future__ import annotations
@@ -15,17 +16,25 @@ from typing import Any
 
 from shards.align.config import AlignConfig
 from shards.labels import DataError
+from shards.sources.affectnet import AffectNet
+from shards.sources.affwild2 import AffWild2
 from shards.sources.celeba import CelebA
 from shards.sources.emotionet import EmotioNet
 from shards.sources.folder import FolderFaces
+from shards.sources.lsd import LSD
+from shards.sources.rafdb import RafDB
 from shards.sources.raw import AlignedFaces, RawFace, RawSource, Reader
 from shards.sources.tars import TarFaces
 
 __all__ = [
+    "LSD",
+    "AffWild2",
+    "AffectNet",
     "AlignedFaces",
     "CelebA",
     "EmotioNet",
     "FolderFaces",
+    "RafDB",
     "RawFace",
     "RawSource",
     "Reader",
@@ -40,6 +49,10 @@ _RAW: Mapping[str, Callable[..., RawSource]] = {
     "celeba": CelebA,
     "tars": TarFaces,
     "emotionet": EmotioNet,
+    "affwild2": AffWild2,
+    "lsd": LSD,
+    "affectnet": AffectNet,
+    "rafdb": RafDB,
 }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -18,6 +19,7 @@ from shards.sources.splits import SPLITS, check_fraction, check_keys, key_of, ke
 from shards.sources.tables import (
     LabelCodes,
     Row,
+    check_columns,
     label_space_names,
     labels_of,
     name_of,
@@ -127,6 +129,13 @@ class FolderFaces(Listed):
         found = [face.expr for face in labels.values() if face.expr is not None]
         settings: dict[str, Any] = {}
         if table:
+            others = check_columns(table[1])
+            _LOG.info(
+                "%s: %s; columns kept as extra: %s",
+                table[0],
+                _what_is_labelled(labels.values()),
+                ", ".join(others) or "none",
+            )
             settings["labels"] = fingerprint([[row.where, dict(row.cells)] for row in table[1]])
             settings["codes"] = {"expr_names": self.codes.expr_names, "missing": self.codes.missing}
             settings["labels_without_picture"] = len(table[1]) - len(rows)
@@ -235,6 +244,16 @@ class FolderFaces(Listed):
                 raise DataError(f"{row.where}: split must be train, val or test, got {word!r:.40}")
             return split
         return keyed_split(face.identity or face.group or key, self.val_fraction)
+
+
+def _what_is_labelled(labels: Iterable[FaceLabels]) -> str:
+    """ "expr 90, valence 100, AU1 80", for the log."""
+    counts: Counter[str] = Counter()
+    for face in labels:
+        present = ("expr", "valence", "arousal", "identity", "group")
+        counts.update([name for name in present if getattr(face, name) is not None])
+        counts.update(list(face.au))
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "no labels"
 
 
 def _aliases(name: str) -> set[str]:

@@ -42,7 +42,8 @@ class RawSource(Protocol):
 
     @property
     def info(self) -> SourceInfo:
-        """Without an alignment: `AlignedFaces` adds it."""
+        """Its `alignment` says how the data set itself aligned its faces, and is empty where it did not:
+        `AlignedFaces` puts the whole recipe in its place."""
         ...
 
     @property
@@ -77,9 +78,9 @@ class AlignedFaces:
         Raises:
             DataError: the data set cannot be listed, or has no landmarks though `align` asks for them.
         """
-        self.raw = raw
-        self.align = (align or AlignConfig()).resolve(raw.has_landmarks)
-        self.info = replace(raw.info, alignment=self.align.recipe())
+        self.raw, info = raw, raw.info
+        self.align = (align or AlignConfig()).resolve(raw.has_landmarks, bool(info.alignment))
+        self.info = replace(info, alignment=self.align.recipe(info.alignment))
 
     def splits(self) -> Sequence[str]:
         return self.raw.splits()

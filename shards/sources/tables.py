@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
 import math
@@ -47,10 +48,12 @@ class LabelCodes:
         expr_names: class names, in the order of their numbers from 0; empty if the table has names.
         missing: values that mean "not labelled", as written ("-1", "-5", "999"). A valence or arousal within
             [-1, 1] is never taken for one.
+        official: they are the data set's own, so that no message offers to add one.
     """
 
     expr_names: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
+    official: bool = False
 
     def is_missing(self, cell: str) -> bool:
         return cell in self.missing or any(_same_number(cell, code) for code in self.missing)
@@ -165,6 +168,30 @@ def _json_row(entry: Any, where: str) -> Row:
     return Row(where, cells)
 
 
+def check_columns(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The columns that are no labels, and so go to `extra`.
+
+    Raises:
+        DataError: a column that is nearly one of labels, or two that say the same; names the remedy.
+    """
+    first = {column: row.where for row in reversed(rows) for column in row.cells}
+    others, said = [], dict[str, str]()
+    for column, where in sorted(first.items()):
+        field = unit_name(column) or _FIELDS.get(column.lower())
+        if field is None:
+            close = difflib.get_close_matches(column.lower(), _FIELDS, 1, 0.8)
+            if close:
+                raise DataError(f"{where}: column {column!r:.40}: did you mean {close[0]!r}? Rename it")
+            others.append(column)
+        elif field in said:
+            raise DataError(
+                f"{where}: columns {said[field]!r:.40} and {column!r:.40} both say {field}; remove one"
+            )
+        else:
+            said[field] = column
+    return tuple(others)
+
+
 def unit_name(column: str) -> str | None:
     """ "AU 01" -> "AU1"; None if the column is not an action unit's."""
     match = _UNIT.fullmatch(column.strip())
@@ -242,7 +269,7 @@ def unit_state(cell: str, codes: LabelCodes, where: str) -> int | None:
         return 1
     if codes.is_missing(cell):
         return None
-    raise DataError(f"{where} must be 0 or 1, got {cell!r:.40}{_missing_hint(cell)}")
+    raise DataError(f"{where} must be 0 or 1, got {cell!r:.40}{_missing_hint(cell, codes)}")
 
 
 def label_space_names(found: Sequence[str], codes: LabelCodes) -> tuple[str, ...]:
@@ -261,29 +288,35 @@ def _affect(cell: str, codes: LabelCodes, where: str) -> float | None:
         return value
     if codes.is_missing(cell):
         return None
-    raise DataError(f"{where} must be a number in [-1, 1], got {cell!r:.40}{_missing_hint(cell)}")
+    raise DataError(f"{where} must be a number in [-1, 1], got {cell!r:.40}{_missing_hint(cell, codes)}")
 
 
 def _expression(cell: str, codes: LabelCodes, where: str) -> str | None:
     if codes.is_missing(cell):
         return None
     if codes.expr_names:
-        if cell in codes.expr_names:
-            return cell
+        by_name = {name.lower(): name for name in codes.expr_names}
+        if cell.lower() in by_name:
+            return by_name[cell.lower()]
         if cell.isdecimal() and int(cell) < len(codes.expr_names):
             return codes.expr_names[int(cell)]
-        raise DataError(f"{where} must be one of {len(codes.expr_names)} classes, got {cell!r:.40}")
+        raise DataError(
+            f"{where} must be one of {', '.join(codes.expr_names)} or its number from 0, got {cell!r:.40}"
+            f"{_missing_hint(cell, codes)}"
+        )
     number = _number(cell)
     if number is not None:
         raise DataError(
             f"{where} is {cell!r:.40}: numbers are not guessed; give expr_names=neutral,anger,… in their "
-            f"order from 0{_missing_hint(cell) if not 0 <= number < 100 else ''}"
+            f"order from 0{_missing_hint(cell, codes) if not 0 <= number < 100 else ''}"
         )
     return cell.lower()
 
 
-def _missing_hint(cell: str) -> str:
-    return f"; if it stands for missing, give missing={cell:.20}" if _number(cell) is not None else ""
+def _missing_hint(cell: str, codes: LabelCodes) -> str:
+    if codes.official or _number(cell) is None:
+        return ""
+    return f"; if it stands for missing, give missing={cell:.20}"
 
 
 def _number(cell: str) -> float | None:

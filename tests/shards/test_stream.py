@@ -19,7 +19,7 @@ from shards.order import EpochOrder
 from shards.records import LabelSpace
 from shards.shardset import open_shards
 from shards.stream import Batch, FaceSample, Layout, collate_faces, eval_batches, plan_layout, train_batches
-from shards.transforms import CropConfig
+from shards.transforms import AugmentConfig, CropConfig
 from tests.shards.faces import build_smooth, smooth_jpeg
 
 
@@ -40,7 +40,7 @@ def steps(smooth: Path, layout: tuple[int, int, int], workers: int, start: int, 
     out: list[Step] = [{} for _ in range(count)]
     for rank in range(world):
         share = Layout(rank, world, batch_size, accum)
-        batches = train_batches(shards, order, share, start, (24, 24), CropConfig(), workers)
+        batches = train_batches(shards, order, share, start, (24, 24), AugmentConfig(), workers)
         for number, batch in enumerate(itertools.islice(batches, count * accum)):
             for key, rng, image in zip(batch.keys, batch.rng.tolist(), batch.images):
                 assert (key, rng) not in out[number // accum]

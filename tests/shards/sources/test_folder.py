@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shards.align import AlignConfig
-from shards.labels import EXPR8, DataError
+from shards.labels import AU12, EXPR8, DataError
 from shards.records import Encoded, Rejected
 from shards.sources import AlignedFaces, FolderFaces, build_source
 from tests.shards.sources.layouts import drawn, labels, made, write_files, write_zip
@@ -87,6 +87,39 @@ def test_own_class_names_make_their_own_label_space(tmp_path: Path) -> None:
     assert made(faces)["a"].expr == 1  # type: ignore[union-attr]
 
 
+def test_every_label_of_a_face_can_come_from_a_table(tmp_path: Path) -> None:
+    """Twelve units, expression, affect, identity, group and split; own classes in their own order."""
+    units = ",".join(f"AU{name[2:]:0>2}" for name in AU12)
+    states = ",".join(str(number % 2) for number in range(12))
+    table = (
+        f"file,expr,valence,arousal,{units},identity,group,split\n"
+        f"a,Awake,-0.5,0.25,{states},p1,clip7,train\n"
+        f"b,asleep,,,{',' * 11},p2,clip8,val\n"
+        f"c,1,1,-1,{states},p1,clip9,test\n"
+    )
+    faces = source(folder(tmp_path, table), expr_names=["asleep", "awake", "unsure"])
+    assert faces.info.label_space.expr == ("asleep", "awake", "unsure")
+    assert faces.splits() == ["train", "val", "test"]
+    assert labels(made(faces)["a"]) == {
+        "expr": "awake",
+        "valence": -0.5,
+        "arousal": 0.25,
+        "au": {name: number % 2 for number, name in enumerate(AU12)},
+        "identity": "p1",
+        "group": "clip7",
+    }
+    assert labels(made(faces, "val")["b"]) == {"expr": "asleep", "identity": "p2", "group": "clip8"}
+    assert labels(made(faces, "test")["sub_c"])["expr"] == "awake"
+
+
+def test_what_a_table_holds_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "shards")
+    source(folder(tmp_path))
+    assert (
+        "labels.csv: expr 2, valence 2, identity 3, AU1 1, AU4 2; columns kept as extra: mood" in caplog.text
+    )
+
+
 def test_numbers_need_names(tmp_path: Path) -> None:
     root = folder(tmp_path, "file,expr,valence,AU1\na,1,-5,-1\nb,-1,1,0\nc,0,-1,1\n")
     names = ["calm", "angry"]
@@ -112,6 +145,10 @@ def test_numbers_need_names(tmp_path: Path) -> None:
         ("picture,AU1\na,1\nb,\nc,\n", "no image name"),
         ("image,AU1,AU1\na,1,1\n", "column 'AU1' occurs twice"),
         ("", "empty; it needs a header"),
+        ("image,valance\na,0\nb,\nc,\n", r"line 2: column 'valance': did you mean 'valence'\? Rename it"),
+        ("image,Groups\na,\nb,x\nc,\n", r"line 3: column 'Groups': did you mean 'group'"),
+        ("image,person,identity\na,p,p\nb,,\nc,,\n", "'identity' and 'person' both say identity; remove one"),
+        ("image,AU1,AU 01\na,1,1\nb,,\nc,,\n", "'AU 01' and 'AU1' both say AU1; remove one"),
         ("image,expr\na,fear\na.jpg,fear\nb,\nc,\n", r"line 3: a second row for 'a.jpg' .*line 2"),
         ("image,expr\na,fear\nz,fear\n", r"1 of 2 rows name no picture, as labels.csv line 3: 'z'"),
         ("image,expr\na,fear\n", r"2 of 3 pictures have no row, as 'b.jpg'"),

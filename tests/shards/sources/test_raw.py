@@ -113,3 +113,19 @@ def test_auto_takes_landmarks_where_there_are_any() -> None:
     assert pickle.loads(pickle.dumps(source)).info == source.info
     with pytest.raises(DataError, match="no landmarks"):
         AlignedFaces(InMemory({}), AlignConfig(mode="given"))
+
+
+def test_faces_that_are_aligned_already_stay_as_they_are() -> None:
+    """The data set's own word on its alignment becomes part of the recipe, and only where it is used."""
+    data = drawn(0, (112, 112))
+    memory = InMemory({"a": data}, has_landmarks=True)
+    memory.info = SourceInfo("memory", "CC0", alignment={"made_by": "its authors", "margin": 0.0})
+    source = AlignedFaces(memory)
+    assert source.info.alignment["mode"] == "none"
+    assert source.info.alignment["geometry"] == {"size": 112, "made_by": "its authors", "margin": 0.0}
+    [record] = source.open_maker()(source.items("train"))
+    assert isinstance(record, Encoded) and record.members["jpg"] == data
+    again = AlignedFaces(memory, AlignConfig(mode="given")).info.alignment
+    assert again == AlignConfig(mode="given").recipe()
+    with pytest.raises(DataError, match=r"align\.margin=0\.1: has no meaning"):
+        AlignedFaces(memory, AlignConfig(margin=0.1))

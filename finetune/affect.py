@@ -1,0 +1,281 @@
+"""Training on expressions, action units, valence and arousal: one task for all their models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from finetune import losses, metrics
+from finetune.across import gather_across, sum_across, world_size
+from finetune.emma import AffectOutput
+from finetune.layerdecay import layer_decay_rules
+from pretrain.task import ParamRule, StepOutput
+
+
+class FaceLabels(Protocol):
+    """The labels of a batch, as `shards.stream.Labels` has them."""
+
+    @property
+    def va(self) -> Tensor: ...
+    @property
+    def va_valid(self) -> Tensor: ...
+    @property
+    def expr(self) -> Tensor: ...
+    @property
+    def expr_valid(self) -> Tensor: ...
+    @property
+    def au(self) -> Tensor: ...
+    @property
+    def au_valid(self) -> Tensor: ...
+
+
+class LabelledBatch(Protocol):
+    """The part of a batch that an affect model reads: see `shards.stream.Batch`."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def rng(self) -> Tensor: ...
+    @property
+    def labels(self) -> FaceLabels: ...
+    @property
+    def size(self) -> int: ...
+
+
+class _Counts(NamedTuple):
+    """Valid labels and faces of a whole optimiser step, over all processes; scalars on the device."""
+
+    expr: Tensor
+    au: Tensor
+    faces: Tensor
+
+
+class _StepVA(NamedTuple):
+    """Valence and arousal labels of a whole step, over all processes: (N, 2) and (N, 2) bool."""
+
+    va: Tensor
+    valid: Tensor
+
+    @staticmethod
+    def of(batches: Sequence[LabelledBatch]) -> _StepVA:
+        """In the order in which predictions are joined: this process's micro-batches, then by rank."""
+        return _StepVA(
+            gather_across(torch.cat([batch.labels.va for batch in batches])),
+            gather_across(torch.cat([batch.labels.va_valid for batch in batches])),
+        )
+
+
+def _counts(batches: Sequence[LabelledBatch]) -> _Counts:
+    own = [
+        torch.stack([b.labels.expr_valid.sum() for b in batches]).sum(),
+        torch.stack([b.labels.au_valid.sum() for b in batches]).sum(),
+        torch.tensor(sum(b.size for b in batches), device=batches[0].images.device),
+    ]
+    return _Counts(*sum_across(torch.stack(own)).unbind())
+
+
+class _Pulled(NamedTuple):
+    """A loss of the whole step, and its gradient for each micro-batch's predictions, (B, 2) each."""
+
+    loss: Tensor
+    pulls: Sequence[Tensor]
+
+
+def _with_gradient(value: Tensor | None, va: Tensor, pull: Tensor) -> Tensor:
+    """A scalar of the given value (None = 0) whose gradient for `va` is `pull`."""
+    product = (va * pull).sum()
+    scalar = product - product.detach()
+    return scalar if value is None else scalar + value
+
+
+def label_columns(labels: FaceLabels) -> dict[str, Tensor]:
+    """Labels as columns: expr (B,) and au (B, A) with −1 where missing, va_target (B, 2) with NaN."""
+    return {
+        "expr": torch.where(labels.expr_valid, labels.expr, -1),
+        "au": torch.where(labels.au_valid, labels.au, -1.0),
+        "va_target": torch.where(labels.va_valid, labels.va, torch.nan),
+    }
+
+
+@dataclass(frozen=True)
+class AffectConfig:
+    """What is minimised: the sum of the losses of what is labelled.
+
+    Attributes:
+        preset: "paper", or "released" for what the authors' code does instead (valence and arousal train the
+            ViT, another CCC, weighted action units summed, DAN's statistics move).
+        add_cnn: the expression loss and prediction take the sum of ViT's and DAN's logits (ablation p1 + p2).
+        expr_weight, au_weight, va_weight: factors on the three losses.
+    """
+
+    preset: str = "paper"
+    add_cnn: bool = False
+    expr_weight: float = 1.0
+    au_weight: float = 1.0
+    va_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.preset not in ("paper", "released"):
+            raise ValueError(f"affect.preset={self.preset!r}: use paper or released")
+
+    @property
+    def released(self) -> bool:
+        """Whether the losses are those of the released code."""
+        return self.preset == "released"
+
+
+class AffectTask:
+    """Expressions by cross-entropy, action units by binary cross-entropy, valence and arousal by CCC.
+
+    Means run over the valid labels of the whole optimiser step, in all its micro-batches and processes; the
+    CCC is that of the whole step too.
+
+    Args:
+        config: losses.
+        stop_gradient: the model's valence and arousal read detached scores (`EMMA`), so that no gradient
+            flows from them into the encoder.
+        depth: blocks of the model's ViT, for layer decay; 0 where there is none.
+        layer_decay: factor from layer to layer.
+    """
+
+    def __init__(
+        self, config: AffectConfig, stop_gradient: bool = False, depth: int = 0, layer_decay: float = 1.0
+    ) -> None:
+        self.config, self.stop_gradient = config, stop_gradient
+        self.depth, self.layer_decay = depth, layer_decay
+
+    def step(self, model: nn.Module, batches: Sequence[LabelledBatch]) -> Iterator[StepOutput]:
+        """Yields each micro-batch's share; see `Task.step`.
+
+        The gradient of the CCC through one prediction depends on all predictions of the step. Where the VA
+        head reads detached scores these are kept, and the last micro-batch carries the whole CCC. Where the
+        gradient flows on into the model, a first pass without graphs finds what pulls at each prediction.
+        """
+        counts = _counts(batches)
+        va_labels = _StepVA.of(batches)
+        pulled: _Pulled | None = None
+        if not self.stop_gradient and len(batches) > 1:
+            pulled = self._pull(model, batches, va_labels)
+        kept: list[Tensor] = []
+        for number, batch in enumerate(batches):
+            last = number == len(batches) - 1
+            arguments = [torch.cat(kept)] if kept and last else []
+            output: AffectOutput = model(batch.images, batch.rng, *arguments)
+            parts = self._label_losses(output, batch.labels, counts)
+            if pulled is not None:
+                assert output.va is not None
+                parts["va"] = _with_gradient(pulled.loss if last else None, output.va, pulled.pulls[number])
+            elif output.va is not None and last:
+                parts["va"] = self._ccc_loss(output.va, va_labels)
+            if output.scores is not None:
+                kept.append(output.scores)
+            yield self._weighted(parts)
+
+    def _label_losses(self, output: AffectOutput, labels: FaceLabels, counts: _Counts) -> dict[str, Tensor]:
+        parts = {}
+        if output.expr is not None:
+            total = losses.cross_entropy_sum(output.expr, labels.expr, labels.expr_valid)
+            parts["expr"] = losses.step_mean(total, counts.expr, world_size())
+        if output.au is not None:
+            weight = output.au.new_tensor(losses.RELEASED_AU_POS_WEIGHT) if self.config.released else None
+            total = losses.binary_cross_entropy_sum(output.au, labels.au, labels.au_valid, weight)
+            count = counts.faces if self.config.released else counts.au
+            parts["au"] = losses.step_mean(total, count, world_size())
+        return parts
+
+    def _ccc_loss(self, va: Tensor, labels: _StepVA) -> Tensor:
+        """The loss of the whole step, from this process's predictions of all its micro-batches."""
+        return losses.ccc_loss(gather_across(va), labels.va, labels.valid, self.config.released)
+
+    @torch.no_grad()
+    def _pull(self, model: nn.Module, batches: Sequence[LabelledBatch], labels: _StepVA) -> _Pulled | None:
+        """The step's CCC loss, and its gradient for each micro-batch's predictions."""
+        va = [model(batch.images, batch.rng).va for batch in batches]
+        if va[0] is None:
+            return None
+        with torch.enable_grad():
+            leaf = torch.cat(va).requires_grad_()
+            loss = self._ccc_loss(leaf, labels)
+            (pull,) = torch.autograd.grad(loss, leaf)
+        return _Pulled(loss.detach(), torch.split(pull, [len(part) for part in va]))
+
+    def _weighted(self, parts: Mapping[str, Tensor]) -> StepOutput:
+        """The sum of a micro-batch's losses.
+
+        Those of expressions and units are this process's shares of a mean. The CCC loss is the whole step's
+        in every process, and carries the gradient of that process's faces alone: as the loop averages
+        gradients over processes, it counts world_size times for them, and once in the logs.
+        """
+        weights = {"expr": self.config.expr_weight, "au": self.config.au_weight, "va": self.config.va_weight}
+        weighted = {name: weights[name] * value for name, value in parts.items()}
+        logged = torch.stack(list(weighted.values())).sum().detach()
+        if "va" in weighted:
+            weighted["va"] = weighted["va"] * world_size()
+        logs = {f"loss_{name}": value.detach() for name, value in parts.items()}
+        return StepOutput(torch.stack(list(weighted.values())).sum(), {"loss": logged, **logs})
+
+    def predict(self, model: nn.Module, batch: LabelledBatch) -> dict[str, Tensor]:
+        """Probabilities and values with their labels, for the heads that the model has; all (B, …).
+
+        Returns:
+            expr_probs, au_probs, va; expr (−1 where missing), au (−1), va_target (NaN).
+        """
+        output: AffectOutput = model(batch.images, batch.rng)
+        labels = batch.labels
+        found = {}
+        if output.expr is not None:
+            found["expr_probs"] = F.softmax(output.expr.float(), dim=1)
+        if output.au is not None:
+            found["au_probs"] = torch.sigmoid(output.au.float())
+        if output.va is not None:
+            found["va"] = output.va.float()
+        return found | label_columns(labels)
+
+    def param_rules(self) -> Sequence[ParamRule]:
+        """Layer decay over the ViT's blocks; biases, norms, tokens and positions are not decayed."""
+        return layer_decay_rules(self.depth, self.layer_decay)
+
+    def metrics(self, predictions: Mapping[str, Tensor]) -> dict[str, float]:
+        """See `affect_metrics`."""
+        return affect_metrics(predictions)
+
+
+def affect_metrics(predictions: Mapping[str, Tensor]) -> dict[str, float]:
+    """Figures over a whole split, for the heads that were predicted and the labels that there are.
+
+    Args:
+        predictions: columns as `AffectTask.predict` gives them, each sample once, on the CPU.
+
+    Returns:
+        ccc_valence, ccc_arousal, rmse_…; expr_macro_f1, expr_accuracy, expr_balanced_accuracy; au_f1 (at .5),
+        au_always_positive_f1; `score`: the sum of mean CCC, macro F1 and mean AU F1, of those there are
+        (P_MTL with all three).
+    """
+    columns = {name: values.double().numpy() for name, values in predictions.items()}
+    found: dict[str, float] = {}
+    score = 0.0
+    if "va" in columns and np.isfinite(columns["va_target"]).any():
+        valid = np.isfinite(columns["va_target"])
+        for place, name in enumerate(("valence", "arousal")):
+            pair = (columns["va"][:, place], columns["va_target"][:, place], valid[:, place])
+            found[f"ccc_{name}"], found[f"rmse_{name}"] = metrics.ccc(*pair), metrics.rmse(*pair)
+        score += (found["ccc_valence"] + found["ccc_arousal"]) / 2
+    if "expr_probs" in columns and (columns["expr"] >= 0).any():
+        target, probs = columns["expr"].astype(np.int64), columns["expr_probs"]
+        pred, valid = probs.argmax(1), target >= 0
+        found["expr_macro_f1"] = metrics.macro_f1(pred, target, probs.shape[1], valid)
+        found["expr_accuracy"] = metrics.accuracy(pred, target, valid)
+        found["expr_balanced_accuracy"] = metrics.balanced_accuracy(pred, target, probs.shape[1], valid)
+        score += found["expr_macro_f1"]
+    if "au_probs" in columns and (columns["au"] >= 0).any():
+        target, valid = columns["au"], columns["au"] >= 0
+        found["au_f1"] = metrics.au_f1(columns["au_probs"], target, valid)
+        found["au_always_positive_f1"] = float(metrics.always_positive_f1(target, valid).mean())
+        score += found["au_f1"]
+    return {**found, "score": score}

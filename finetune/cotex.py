@@ -1,0 +1,146 @@
+"""Masked CoTEX: two ViTs see the same face under masks of their own and are to agree (paper 3.3).
+
+images -> mask 1 -> ViT 1 -> logits 1 ┐
+images -> mask 2 -> ViT 2 -> logits 2 ┴> CE 1 + CE 2 + λ·JS;  at test: no masks, mean of probabilities
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from finetune.emma import readout_of, unfreeze_positions
+from finetune.readout import HeadConfig
+from pretrain.droppath import set_drop_paths
+from pretrain.encoder import VisionTransformer, encode, encode_visible
+from pretrain.masking import mask_noise, num_keep, random_masking
+from pretrain.patches import gather_patches, patchify
+from pretrain.pixels import PixelNorm
+
+_HEAD_STD = 2e-5
+
+
+@dataclass(frozen=True)
+class CoTEXConfig:
+    """Masks and agreement.
+
+    Attributes:
+        mask_ratio: share of patches each view does not see in training, in [0, 1).
+        js_weight: λ on the Jensen-Shannon divergence of the two views, in nats per face. The released code's
+            100 is 33.3 here: it divides the divergence by the 6 classes and halves the sum of the two CEs.
+    """
+
+    mask_ratio: float = 0.75
+    js_weight: float = 1.0
+
+
+class CoTEXOutput(NamedTuple):
+    """Logits of both views, each (B, C)."""
+
+    first: Tensor
+    second: Tensor
+
+    @property
+    def probs(self) -> Tensor:
+        """(B, C) mean of the two views' probabilities."""
+        return (F.softmax(self.first, dim=1) + F.softmax(self.second, dim=1)) / 2
+
+
+class View(nn.Module):
+    """One ViT with its expression head.
+
+    Args:
+        encoder: a ViT, MAE-pretrained.
+        head: its readout; the head itself is one linear layer.
+        num_classes: C.
+        generator: source of the initial weights; None draws from torch's own.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        head: HeadConfig,
+        num_classes: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        unfreeze_positions(encoder)
+        self.patch_size: tuple[int, int] = tuple(encoder.patch_embed.patch_size)
+        self.readout = readout_of(encoder, head, generator)
+        self.head = nn.Linear(self.readout.num_features, num_classes)
+        nn.init.trunc_normal_(self.head.weight, std=_HEAD_STD, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor, noise: Tensor | None = None, num_keep: int = 0) -> Tensor:
+        """(B, 3, H, W) normalised images to (B, C) logits; with noise (B, L) of `num_keep` patches only."""
+        if noise is None:
+            logits: Tensor = self.head(self.readout(encode(self.encoder, images)))
+            return logits
+        ids_keep = random_masking(noise, num_keep).ids_keep
+        patches = gather_patches(patchify(images, self.patch_size), ids_keep)
+        logits = self.head(self.readout(encode_visible(self.encoder, patches, ids_keep), ids_keep))
+        return logits
+
+
+class CoTEX(nn.Module):
+    """Two views trained together.
+
+    Args:
+        first, second: encoders of the same size, each from the MAE checkpoint.
+        config: masks.
+        head: readout of both.
+        num_classes: C.
+        generator: source of the initial weights; None draws from torch's own.
+
+    Raises:
+        ValueError: a mask ratio that keeps no patch.
+    """
+
+    def __init__(
+        self,
+        first: VisionTransformer,
+        second: VisionTransformer,
+        config: CoTEXConfig,
+        head: HeadConfig,
+        num_classes: int = 6,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.num_patches: int = first.patch_embed.num_patches
+        self.num_keep = num_keep(self.num_patches, config.mask_ratio)
+        self.views = nn.ModuleList(View(encoder, head, num_classes, generator) for encoder in (first, second))
+        self.pixels = PixelNorm()
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> CoTEXOutput:
+        """Both views' logits; patches are masked in training mode only.
+
+        Args:
+            images: (B, 3, H, W), uint8, or float already normalised.
+            keys: (B,) int64 random keys of the samples; needed in training.
+
+        Raises:
+            ValueError: training without keys.
+        """
+        images = self.pixels(images)
+        masked = self.training and self.num_keep < self.num_patches
+        if self.training and keys is None:
+            raise ValueError("CoTEX masks by the samples' random keys: pass them in training")
+        logits = []
+        for number, view in enumerate(self.views):
+            noise = None
+            if keys is not None:
+                set_drop_paths(view, keys, number)
+                noise = mask_noise(keys, self.num_patches, number) if masked else None
+            logits.append(view(images, noise, self.num_keep))
+        return CoTEXOutput(*logits)
+
+
+def scaled_batch(batch_size: int, mask_ratio: float) -> int:
+    """The batch that costs under a mask what `batch_size` costs without: times int(1/(1−r)) (paper 4.2)."""
+    return batch_size * int(1 / (1 - mask_ratio) + 1e-9)
