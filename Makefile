@@ -1,11 +1,15 @@
 # faceprior. `make setup && make demo` is all it takes; `make help` lists the rest.
 PY ?= python3
 VENV ?= .venv
-BACKEND ?=
+BACKEND ?= $(shell cat $(VENV)/.backend 2>/dev/null)
 CONFIG ?=
+TASK ?=
 SHARDS ?=
 RUN ?=
 INIT ?=
+CNN ?=
+INPUT ?=
+OUT ?=
 ARGS ?=
 NPROC ?= 1
 NODES ?= 1
@@ -15,15 +19,21 @@ UV := $(BIN)/uv
 # One process runs plainly; several through torchrun, on GPUs where there are any. LAUNCHER replaces all of it.
 LAUNCHER ?= $(if $(filter-out 1,$(NPROC)),$(BIN)/torchrun --standalone --nproc_per_node $(NPROC),$(BIN)/python)
 FACEPRIOR := $(LAUNCHER) -m pipelines
-SETTINGS = $(if $(SHARDS),data.shards=$(SHARDS)) $(if $(RUN),run=$(RUN)) $(if $(INIT),init=$(INIT)) $(ARGS)
+SETTINGS = $(if $(SHARDS),data.shards=$(SHARDS)) $(if $(RUN),run=$(RUN)) $(if $(INIT),init=$(INIT)) $(if $(CNN),cnn=$(CNN)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test lint types slow shards doctor pretrain report bench slurm clean
+.PHONY: help setup lock demo test lint types slow shards doctor pretrain finetune evaluate predict submission report bench slurm clean
 
 help:  ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 setup: $(VENV)/.stamp  ## virtual environment from the hashed lock [BACKEND=cpu|cu126|site] [PY=python3.12]
+
+ifneq ($(wildcard $(VENV)/.backend),)
+ifneq ($(BACKEND),$(shell cat $(VENV)/.backend))
+$(error $(VENV) was made with BACKEND=$(shell cat $(VENV)/.backend); remove it to make it with BACKEND=$(BACKEND))
+endif
+endif
 
 $(VENV)/.stamp: requirements.lock pyproject.toml
 ifeq ($(BACKEND),site)
@@ -42,7 +52,8 @@ else
 	$(UV) pip install -q --python $(BIN)/python --compile-bytecode --torch-backend=$(BACKEND) -e '.[dev]'
 endif
 	@$(BIN)/python -m pipelines.gpunote
-	touch $@
+	@echo '$(BACKEND)' > $(VENV)/.backend
+	@touch $@
 
 lock:  ## resolve requirements.lock anew
 	$(UV) pip compile -q --universal --generate-hashes --no-header --all-extras --python-version 3.11 \
@@ -64,7 +75,7 @@ test: lint types  ## lint, types and tests
 slow: setup  ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
-shards: setup  ## raw faces -> shards: SOURCE=folder|celeba|tars|emotionet SRC=… OUT=… [ARGS="align.size=112 …"]
+shards: setup  ## raw faces -> shards: SOURCE=folder|celeba|tars|affwild2|… SRC=… OUT=… [ARGS="align.size=112 …"]
 	$(BIN)/python -m pipelines shards build $(SOURCE) $(SRC) $(OUT) $(ARGS)
 
 doctor: setup  ## verify every byte and sample of SHARDS=a[,b]
@@ -72,6 +83,18 @@ doctor: setup  ## verify every byte and sample of SHARDS=a[,b]
 
 pretrain: setup  ## masked autoencoder [CONFIG=…] [SHARDS=…] [RUN=…] [INIT=…] [NPROC=n] [ARGS="optim.base_lr=1e-4 …"]
 	$(FACEPRIOR) pretrain $(CONFIG) $(SETTINGS)
+
+finetune: setup  ## TASK=mtl|lsd|dan|expr|au|va [CONFIG=…] [INIT=run] [CNN=run] [SHARDS=…] [RUN=…] [NPROC=n] [ARGS=…]
+	$(FACEPRIOR) finetune $(or $(CONFIG),$(TASK)_demo) $(SETTINGS)
+
+evaluate: setup  ## score a finished run: RUN=… [SHARDS=…] [ARGS="--split test --tune"]
+	$(BIN)/python -m pipelines evaluate "$(RUN)" $(if $(SHARDS),--shards $(SHARDS)) $(ARGS)
+
+predict: setup  ## faces of a picture, video or folder: RUN=… INPUT=… [OUT=faces.csv] [ARGS="--pictures folder …"]
+	$(BIN)/python -m pipelines predict "$(RUN)" "$(INPUT)" $(if $(OUT),--out "$(OUT)") $(ARGS)
+
+submission: setup  ## a challenge's file: RUN=… LIST=names.txt OUT=… [SPLIT=test] [ARGS="--challenge lsd"]
+	$(BIN)/python -m pipelines submission "$(RUN)/predictions/$(or $(SPLIT),test).csv" "$(LIST)" "$(OUT)" $(ARGS)
 
 report: setup  ## write report.html of RUN="a [b …]"
 	$(BIN)/python -m pipelines report $(RUN)

@@ -139,7 +139,7 @@ class AffectTask:
     Args:
         config: losses.
         stop_gradient: the model's valence and arousal read detached scores (`EMMA`), so that no gradient
-            flows from them into the encoder.
+            flows from them into the encoder; or it has none. Otherwise accumulation costs a first pass.
         depth: blocks of the model's ViT, for layer decay; 0 where there is none.
         layer_decay: factor from layer to layer.
     """
@@ -195,8 +195,14 @@ class AffectTask:
 
     @torch.no_grad()
     def _pull(self, model: nn.Module, batches: Sequence[LabelledBatch], labels: _StepVA) -> _Pulled | None:
-        """The step's CCC loss, and its gradient for each micro-batch's predictions."""
+        """The step's CCC loss, and its gradient for each micro-batch's predictions.
+
+        Statistics that move in training (a DAN's, released way) are put back: the second pass moves them.
+        """
+        before = [buffer.clone() for buffer in model.buffers()]
         va = [model(batch.images, batch.rng).va for batch in batches]
+        for buffer, kept in zip(model.buffers(), before, strict=True):
+            buffer.copy_(kept)
         if va[0] is None:
             return None
         with torch.enable_grad():

@@ -133,10 +133,8 @@ class CoTEX(nn.Module):
             raise ValueError("CoTEX masks by the samples' random keys: pass them in training")
         logits = []
         for number, view in enumerate(self.views):
-            noise = None
-            if keys is not None:
-                set_drop_paths(view, keys, number)
-                noise = mask_noise(keys, self.num_patches, number) if masked else None
+            set_drop_paths(view, keys, number)
+            noise = mask_noise(keys, self.num_patches, number) if masked and keys is not None else None
             logits.append(view(images, noise, self.num_keep))
         return CoTEXOutput(*logits)
 

@@ -48,7 +48,7 @@ class EMMA(nn.Module):
         encoder: a ViT, MAE-pretrained; its position embedding is trained too, as in the paper.
         cnn: a DAN trained for expressions; frozen here: no gradient, no graph, statistics that stay.
         head: readout and head for expressions and action units.
-        num_expr, num_au: outputs of the head.
+        num_expr, num_au: outputs of the head; 0 for none.
         stop_gradient: valence and arousal do not train the ViT (the paper's way; released code: they do).
         added: for each class of the head, the class of `cnn` whose logit is added to its own (the paper's
             ablation p1 + p2; `dan.class_order`), None for a class that `cnn` has not; None adds nothing.
@@ -94,8 +94,7 @@ class EMMA(nn.Module):
                 again beside this one's: the CCC is one of the whole step.
         """
         images = self.pixels(images)
-        if keys is not None:
-            set_drop_paths(self.encoder, keys)
+        set_drop_paths(self.encoder, keys)
         outputs = self.head(self.readout(encode(self.encoder, images)))
         with torch.no_grad():
             expr_cnn = self.cnn(images).logits
@@ -106,7 +105,13 @@ class EMMA(nn.Module):
         expr, au = outputs[:, : self.num_expr], outputs[:, self.num_expr :]
         if self.added is not None:
             expr = expr + F.pad(expr_cnn, (0, 1))[:, self.added]
-        return AffectOutput(expr, au, va, scores.detach() if self.stop_gradient else None, expr_cnn)
+        return AffectOutput(
+            expr if expr.shape[1] else None,
+            au if au.shape[1] else None,
+            va,
+            scores if self.stop_gradient else None,
+            expr_cnn,
+        )
 
 
 class FaceViT(nn.Module):
@@ -139,8 +144,7 @@ class FaceViT(nn.Module):
 
     def forward(self, images: Tensor, keys: Tensor | None = None) -> AffectOutput:
         """As `EMMA.forward`; what was not asked for is None."""
-        if keys is not None:
-            set_drop_paths(self.encoder, keys)
+        set_drop_paths(self.encoder, keys)
         outputs = self.head(self.readout(encode(self.encoder, self.pixels(images))))
         return split_outputs(outputs, self.sizes)
 

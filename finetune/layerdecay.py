@@ -1,7 +1,8 @@
 """Layer-wise learning-rate decay in finetuning a ViT: early layers learn less (paper, Table 3).
 
-Stem (cls token, position and patch embedding) is layer 0, block i is layer i + 1, the final norm and whatever
-sits on the encoder are layer depth + 1; layer k learns with decay^(depth + 1 − k) of the rate.
+Stem (cls token, position and patch embedding, CLIP's norm before the blocks) is layer 0, block i is layer
+i + 1, the final norm and whatever sits on the encoder are layer depth + 1; layer k learns with
+decay^(depth + 1 − k) of the rate.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import nn
 
 from pretrain.task import ParamRule
 
-_STEM = re.compile(r"(^|\.)(cls_token|reg_token|pos_embed|patch_embed\..*)$")
+_STEM = re.compile(r"(^|\.)(cls_token|reg_token|pos_embed|(patch_embed|norm_pre)\..*)$")
 _BLOCK = re.compile(r"(^|\.)blocks\.(\d+)\.")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from pipelines.config import ConfigError, load_config
+from pipelines.config import ConfigError, check_schedule, load_config
 
 Arguments = argparse.Namespace
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -33,9 +33,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="faceprior", description="A facial prior, learned once and reused for every affect task."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_pretrain, _add_finetune, _add_shards, _add_doctor, _add_import, _add_report, _add_slurm):
+    for add in (
+        _add_pretrain,
+        _add_finetune,
+        _add_evaluate,
+        _add_predict,
+        _add_ensemble,
+        _add_submission,
+        _add_shards,
+        _add_doctor,
+        _add_import,
+        _add_report,
+        _add_slurm,
+    ):
         add(commands)
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    if rest:  # settings behind an option: argparse does not join them to those before it
+        if not hasattr(arguments, "settings") or not all("=" in word and word[0] != "-" for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        arguments.settings = [*arguments.settings, *rest]
     try:
         return int(arguments.run_command(arguments))
     except ConfigError as error:
@@ -86,6 +102,8 @@ def _pretrain(arguments: Arguments) -> int:
     settings = list(arguments.settings)
     name = settings.pop(0) if settings and "=" not in settings[0] else DEFAULT_CONFIG
     config = load_config(name, settings)
+    _check_task(config.task, ("pretrain",), "pretrain", name)
+    check_schedule(config)
     from pipelines.dryrun import dry_run
     from pipelines.pretraining import build_parts, build_trainable
     from pipelines.stage import run_stage
@@ -93,6 +111,14 @@ def _pretrain(arguments: Arguments) -> int:
     if arguments.dry_run:
         return dry_run(config, Path(name).stem, build_trainable)
     return run_stage(config, Path(name).stem, build_parts)
+
+
+def _check_task(task: str, allowed: Sequence[str], command: str, name: str) -> None:
+    if task not in allowed:
+        other = "finetune" if command == "pretrain" else "pretrain"
+        raise ConfigError(
+            f"{name}: task={task!r} is not one of `faceprior {command}`; use `faceprior {other}`"
+        )
 
 
 def _add_finetune(commands: Commands) -> None:
@@ -120,11 +146,82 @@ def _finetune(arguments: Arguments) -> int:
     name = settings.pop(0)
     config = load_config(name, settings)
     from pipelines.dryrun import dry_run
-    from pipelines.finetuning import build_trainable, run_finetuning
+    from pipelines.finetuning import TASKS, build_trainable, run_finetuning
+
+    _check_task(config.task, TASKS, "finetune", name)
+    check_schedule(config)
 
     if arguments.dry_run:
         return dry_run(config, Path(name).stem, build_trainable)
     return run_finetuning(config, Path(name).stem)
+
+
+def _add_evaluate(commands: Commands) -> None:
+    text = "score a finished run on a split, with confidence intervals"
+    parser = _command(commands, "evaluate", text, "evaluate runs/mtl/mtl_demo --split test", _evaluate)
+    parser.add_argument("run", type=Path, metavar="RUN", help="run directory or checkpoint folder")
+    parser.add_argument("--split", default="val", choices=("train", "val", "test"))
+    parser.add_argument("--shards", default="", help="other shards than the run's, comma-separated")
+    parser.add_argument(
+        "--tune", action="store_true", help="choose AU thresholds and smoothing on this split, keep them"
+    )
+    parser.add_argument("--batch-size", type=int, default=0)
+
+
+def _evaluate(arguments: Arguments) -> int:
+    from pipelines.evaluation import evaluate
+
+    evaluate(arguments.run, arguments.split, arguments.shards, arguments.tune, arguments.batch_size)
+    return 0
+
+
+def _add_predict(commands: Commands) -> None:
+    from pipelines.predict import add_arguments, run_arguments
+
+    text = "find the faces in pictures and videos, and write what a run's model says of them"
+    example = "predict runs/mtl/mtl_demo holiday/ --out faces.csv --pictures annotated/"
+    add_arguments(_command(commands, "predict", text, example, run_arguments))
+
+
+def _add_ensemble(commands: Commands) -> None:
+    text = "mean of several runs' or epochs' predictions"
+    example = "ensemble runs/mtl/a/predictions/val.csv runs/mtl/b/predictions/val.csv --out both.csv"
+    parser = _command(commands, "ensemble", text, example, _ensemble)
+    parser.add_argument("predictions", nargs="+", type=Path, metavar="CSV", help="predictions/<split>.csv")
+    parser.add_argument("--out", type=Path, required=True, help="csv to write")
+    parser.add_argument("--weights", default="", help="one number for each csv, comma-separated")
+
+
+def _ensemble(arguments: Arguments) -> int:
+    from pipelines.evaluation import ensemble
+
+    return ensemble(arguments.predictions, arguments.out, arguments.weights)
+
+
+def _add_submission(commands: Commands) -> None:
+    text = "write a challenge's prediction file, or check one"
+    example = "submission runs/mtl/a/predictions/test.csv test_list.txt predictions.txt"
+    parser = _command(commands, "submission", text, example, _submission)
+    parser.add_argument(
+        "predictions", type=Path, metavar="CSV", help="predictions/<split>.csv of a run or ensemble"
+    )
+    parser.add_argument("names", type=Path, metavar="LIST", help="the challenge's list of names")
+    parser.add_argument("out", type=Path, metavar="OUT", help="file to write, or to check")
+    parser.add_argument("--challenge", default="mtl", choices=("mtl", "lsd"))
+    parser.add_argument(
+        "--tuned", type=Path, metavar="RUN", help="run whose thresholds and smoothing are used"
+    )
+    parser.add_argument("--check", action="store_true", help="only check OUT")
+
+
+def _submission(arguments: Arguments) -> int:
+    from pipelines.evaluation import check_submission, write_submission
+
+    if arguments.check:
+        return check_submission(arguments.out, arguments.names, arguments.challenge)
+    return write_submission(
+        arguments.predictions, arguments.names, arguments.out, arguments.challenge, arguments.tuned
+    )
 
 
 def _add_shards(commands: Commands) -> None:
@@ -134,7 +231,7 @@ def _add_shards(commands: Commands) -> None:
     parser = _command(commands, "shards", text, "shards build celeba ~/celeba data/celeba", _shards)
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     build = actions.add_parser("build", help="make shards of a data set")
-    build.add_argument("source", help="layout: folder, celeba, tars or emotionet")
+    build.add_argument("source", help="layout: folder, celeba, tars, emotionet, affwild2, …")
     build.add_argument("src", help="where the data set is")
     build.add_argument("out", type=Path, help="folder that gets one folder per split")
     build.add_argument(
@@ -142,6 +239,7 @@ def _add_shards(commands: Commands) -> None:
     )
     merge = actions.add_parser("merge", help="join the parts of a build")
     merge.add_argument("out", type=Path)
+    merge.add_argument("settings", nargs="*", metavar="key=value", help="build.max_quarantined=0.1")
     index = actions.add_parser("index", help="make a shard set of WebDataset tars where they lie")
     index.add_argument("folder", type=Path)
     index.add_argument("--split", default="train", choices=("train", "val", "test"))
@@ -160,7 +258,7 @@ def _shards(arguments: Arguments) -> int:
     if arguments.action == "build":
         manifests = build_shards(arguments.source, arguments.src, arguments.out, arguments.settings)
     elif arguments.action == "merge":
-        manifests = merge_shards(arguments.out)
+        manifests = merge_shards(arguments.out, arguments.settings)
     else:
         manifests = [index_shards(arguments.folder, arguments.split, arguments.name, arguments.licence)]
     for manifest in manifests:

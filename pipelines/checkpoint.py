@@ -2,17 +2,19 @@
 
 A checkpoint is a folder `step-00012000` of safetensors and JSON; its manifest.json, written last inside it,
 holds a sha256 of every file. It is written beside its final name, fsynced and renamed; then `latest` points
-to it; then old ones go. Nothing is pickled.
+to it; then old ones go, but never the one that `best` points to. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,10 +28,19 @@ from shards.files import clear_disk_errors, fsync_folder, sha256_file, write_ato
 FORMAT = "faceprior-checkpoint"
 VERSION = 1
 Tensors = dict[str, torch.Tensor]
+Which = Literal["latest", "best"]
+_NAME = re.compile(r"step-\d+")
 
 
 class CheckpointError(Exception):
     """A checkpoint cannot be read or written; names the file and the remedy."""
+
+
+class DamagedError(CheckpointError):
+    """A file of a checkpoint is not what was written: it is missing, changed, or no JSON.
+
+    A file that cannot be read at the moment, or was written by another version, is not damaged.
+    """
 
 
 @dataclass(frozen=True)
@@ -48,11 +59,26 @@ class Checkpoint:
         step: optimiser steps done.
         position: samples of those steps.
         files: name without suffix ("encoder", "model", "optimizer", "rng") -> its tensors and facts.
+        skipped: updates that were masked on the way, as something was not finite.
     """
 
     step: int
     position: int
     files: Mapping[str, TensorFile]
+    skipped: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return step_name(self.step)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The checkpoint with the highest score of its task so far."""
+
+    folder: Path
+    score: float
 
 
 class CheckpointStore:
@@ -75,10 +101,10 @@ class CheckpointStore:
             for key, tensor in file.tensors.items():
                 if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                     raise CheckpointError(f"{name}: {key} is not finite; no checkpoint is made of it")
-        final = self.folder / f"step-{checkpoint.step:08d}"
+        final = self.folder / checkpoint.name
         temporary = self.folder / f".{final.name}.tmp"
         with clear_disk_errors(final):
-            shutil.rmtree(temporary, ignore_errors=True)
+            self._clear_leftovers()
             temporary.mkdir(parents=True)
             try:
                 self._write(temporary, checkpoint)
@@ -97,24 +123,76 @@ class CheckpointStore:
         """The newest checkpoint that is whole; None if there never was one. Damaged ones are moved aside.
 
         Raises:
-            CheckpointError: there are checkpoints, but none is whole.
+            CheckpointError: there are or were checkpoints, but none is whole; or one cannot be read though it
+                may be whole, and then nothing is moved.
         """
-        folders = self.folders()
-        for folder in reversed(folders):
+        for folder in reversed(self.folders()):
             try:
                 return read_checkpoint(folder)
-            except CheckpointError as error:
+            except DamagedError as error:
                 aside = set_aside(folder)
                 print(f"damaged checkpoint ({error}): moved to {aside.name}, trying the one before it")
-        if folders:
+        if any(self.folder.glob("damaged-step-*")):
             raise CheckpointError(
-                f"{self.folder}: none of its checkpoints is whole: restore one, or start with run=OTHER"
+                f"{self.folder}: none of its checkpoints is whole (damaged-* are what is left of them): "
+                "restore one, or start with run=OTHER"
             )
         return None
 
     def folders(self) -> list[Path]:
         """Folders of checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("step-*") if path.name[5:].isdecimal())
+        found = (path for path in self.folder.glob("step-*") if _NAME.fullmatch(path.name))
+        return sorted(found, key=lambda path: int(path.name[5:]))
+
+    def find(self, which: Which, file: str) -> Path | None:
+        """A checkpoint whose `file` is whole: the newest, or the best by score if there is one.
+
+        Where that one is damaged it is the newest before or beside it, and that is said. None if there are no
+        checkpoints.
+
+        Raises:
+            CheckpointError: in none of them the file is whole.
+        """
+        folders = self.folders()[::-1]
+        best = self.best() if which == "best" else None
+        if best is not None:
+            folders = [best.folder, *(folder for folder in folders if folder != best.folder)]
+        for folder in folders:
+            try:
+                verify_file(folder / file)
+            except DamagedError as error:
+                print(f"damaged checkpoint ({error}): trying another one")
+                continue
+            return folder
+        if folders:
+            raise CheckpointError(f"{self.folder}: in none of its checkpoints {file} is whole: restore one")
+        return None
+
+    def best(self) -> Best | None:
+        """The best checkpoint so far, if one was marked and is there.
+
+        Raises:
+            CheckpointError: the mark cannot be read.
+        """
+        path = self.folder / "best"
+        if not path.exists():
+            return None
+        mark = _read_json(path)
+        name, score = mark.get("checkpoint"), mark.get("score")
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(score, int | float):
+            raise DamagedError(f"{path}: names no checkpoint and score; remove it, and the next is the best")
+        folder = self.folder / name
+        return Best(folder, float(score)) if folder.is_dir() else None
+
+    def is_best(self, score: float) -> bool:
+        """Whether `score` is higher than that of the best checkpoint."""
+        best = self.best()
+        return math.isfinite(score) and (best is None or score > best.score)
+
+    def mark_best(self, step: int, score: float) -> None:
+        """Makes the saved checkpoint of `step` the best: rotation spares it."""
+        mark = {"format": FORMAT, "version": VERSION, "checkpoint": step_name(step), "score": score}
+        write_atomic(self.folder / "best", json.dumps(mark).encode())
 
     def _write(self, folder: Path, checkpoint: Checkpoint) -> None:
         names = []
@@ -123,6 +201,7 @@ class CheckpointStore:
             names.append(f"{name}.safetensors")
         marks = {"format": FORMAT, "version": VERSION}
         state = {**marks, "step": checkpoint.step, "position": checkpoint.position}
+        state["skipped"] = checkpoint.skipped
         write_atomic(folder / "state.json", json.dumps(state).encode())
         digests = {name: sha256_file(folder / name) for name in [*names, "state.json"]}
         manifest = {**marks, "files": digests}
@@ -130,13 +209,27 @@ class CheckpointStore:
         fsync_folder(folder)
 
     def _rotate(self) -> None:
-        folders = self.folders()
-        for folder in folders[: -self._keep]:
-            if self._keep_every and int(folder.name[5:]) % self._keep_every == 0:
+        best = self.best()
+        for folder in self.folders()[: -self._keep]:
+            kept = self._keep_every and int(folder.name[5:]) % self._keep_every == 0
+            if kept or (best is not None and folder == best.folder):
                 continue
             doomed = folder.with_name(f".{folder.name}.old")
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+
+    def _clear_leftovers(self) -> None:
+        """Removes what a save left that was killed: this process alone writes here."""
+        for path in [*self.folder.glob(".*.tmp"), *self.folder.glob(".step-*.old")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def step_name(step: int) -> str:
+    """The name of a checkpoint's folder."""
+    return f"step-{step:08d}"
 
 
 def set_aside(folder: Path) -> Path:
@@ -152,40 +245,75 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     """Reads and verifies one checkpoint folder.
 
     Raises:
-        CheckpointError: a file is missing, changed or of another version.
+        DamagedError: a file is missing or changed.
+        CheckpointError: a file is of another version, or cannot be read.
     """
-    manifest = _read_json(folder / "manifest.json")
-    digests = manifest.get("files")
-    if not isinstance(digests, dict) or "state.json" not in digests:
-        raise CheckpointError(f"{folder / 'manifest.json'}: lists no files")
-    for name, digest in digests.items():
-        if Path(name).name != name:
-            raise CheckpointError(f"{folder / 'manifest.json'}: {name!r} is not a file name")
-        try:
-            actual = sha256_file(folder / name)
-        except OSError as error:
-            raise CheckpointError(f"{folder / name}: {error.strerror}") from error
-        if actual != digest:
-            raise CheckpointError(f"{folder / name}: changed since it was written")
+    digests = _read_digests(folder)
+    for name in digests:
+        verify_file(folder / name, digests)
     state = _read_json(folder / "state.json")
     files = {
         Path(name).stem: read_tensors(folder / name) for name in digests if name.endswith(".safetensors")
     }
-    return Checkpoint(int(state["step"]), int(state["position"]), files)
+    return Checkpoint(int(state["step"]), int(state["position"]), files, int(state.get("skipped", 0)))
+
+
+def verify_file(path: Path, digests: Mapping[str, str] | None = None) -> None:
+    """Compares a file of a checkpoint with its digest in the manifest.
+
+    Args:
+        path: of the file.
+        digests: of that manifest; None = read it.
+
+    Raises:
+        DamagedError: missing or changed.
+        CheckpointError: no file of this checkpoint, or it cannot be read.
+    """
+    digests = _read_digests(path.parent) if digests is None else digests
+    if path.name not in digests:
+        raise CheckpointError(f"{path}: no such file; this checkpoint holds {', '.join(sorted(digests))}")
+    try:
+        actual = sha256_file(path)
+    except OSError as error:
+        raise _read_error(path, error) from error
+    if actual != digests[path.name]:
+        raise DamagedError(f"{path}: changed since it was written")
+
+
+def _read_digests(folder: Path) -> dict[str, str]:
+    """The files of a checkpoint by its manifest: name -> sha256."""
+    path = folder / "manifest.json"
+    digests = _read_json(path).get("files")
+    if not isinstance(digests, dict) or "state.json" not in digests:
+        raise DamagedError(f"{path}: lists no files")
+    for name in digests:
+        if Path(name).name != name:
+            raise DamagedError(f"{path}: {name!r} is not a file name")
+    return digests
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
+        raise _read_error(path, error) from error
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON") from error
+        raise DamagedError(f"{path}: not JSON") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not a file of {FORMAT}")
+        raise DamagedError(f"{path}: not a file of {FORMAT}")
     if data.get("version") != VERSION:
         raise CheckpointError(f"{path}: format version {data.get('version')!r}, this program reads {VERSION}")
     return data
+
+
+def _read_error(path: Path, error: OSError) -> CheckpointError:
+    """A file that is not there is damage; one that cannot be read may well be whole."""
+    if isinstance(error, FileNotFoundError):
+        return DamagedError(f"{path}: no such file")
+    return CheckpointError(
+        f"{path}: cannot be read ({error.strerror}); nothing was changed: make it readable, then run the "
+        "same command again"
+    )
 
 
 def write_tensors(path: Path, file: TensorFile) -> None:
@@ -211,28 +339,55 @@ def read_tensors(path: Path) -> TensorFile:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
-def find_checkpoint(path: Path) -> Path:
+def find_checkpoint(path: Path, which: Which = "latest", file: str = "state.json") -> Path:
     """The checkpoint folder meant by a run directory, a checkpoints folder or a checkpoint.
 
+    Args:
+        path: of one of these.
+        which: of several the newest, or the best by its task's score if one was marked.
+        file: that is wanted of it and is verified; see `CheckpointStore.find`. A checkpoint that was named
+            itself is not exchanged for another.
+
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is damaged.
     """
     for folder in (path, path / "checkpoints"):
         if (folder / "manifest.json").is_file():
+            verify_file(folder / file)
             return folder
-        steps = CheckpointStore(folder).folders()
-        if steps:
-            return steps[-1]
+        found = CheckpointStore(folder).find(which, file)
+        if found is not None:
+            return found
     raise CheckpointError(f"{path}: no checkpoint there; give a run directory or a checkpoint folder")
 
 
-def find_encoder(path: Path) -> Path:
-    """The encoder.safetensors meant by a run, a checkpoint, or the file itself.
+def find_file(path: Path, name: str, which: Which = "latest") -> Path:
+    """The file `name` of a run, checkpoints folder or checkpoint, verified; or `path` itself if it is a file.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or it is damaged.
     """
-    return path if path.is_file() else find_checkpoint(path) / "encoder.safetensors"
+    if not path.is_file():
+        return find_checkpoint(path, which, name) / name
+    manifest = path.parent / "manifest.json"
+    if manifest.is_file() and FORMAT.encode() in manifest.read_bytes():  # it lies in a checkpoint
+        verify_file(path)
+    return path
+
+
+def find_encoder(path: Path) -> Path:
+    """The encoder.safetensors meant by a run, a checkpoint, or the file itself; see `find_file`."""
+    return find_file(path, "encoder.safetensors")
+
+
+def describe(file: Path) -> str:
+    """Which checkpoint a file lies in, in words; "" for a file that lies in none."""
+    folder = file.parent
+    if not _NAME.fullmatch(folder.name):
+        return ""
+    best = CheckpointStore(folder.parent).best()
+    is_best = best is not None and best.folder == folder
+    return f"step {int(folder.name[5:])}{', its best by score' if is_best else ''}"
 
 
 def encoder_file(
@@ -288,22 +443,24 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Puts a saved state back.
+    """Puts a saved state back; a parameter that had no gradient yet has none.
 
     Raises:
-        CheckpointError: a parameter has no saved state, or saved state has no parameter.
+        CheckpointError: a parameter's saved state is incomplete, or saved state has no parameter.
     """
     left = dict(tensors)
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            found = {key: left.pop(f"{name}.{key}", None) for key in ("step", "exp_avg", "exp_avg_sq")}
-            if any(value is None for value in found.values()):
-                raise CheckpointError(f"optimizer.safetensors: no state for parameter {name}")
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            found = {key: left.pop(f"{name}.{key}") for key in keys if f"{name}.{key}" in left}
+            if not found:
+                continue
+            if len(found) < len(keys):
+                raise CheckpointError(f"optimizer.safetensors: the state of parameter {name} is incomplete")
             step_device = parameter.device if group.get("fused") else "cpu"
             optimizer.state[parameter] = {
                 key: value.to(step_device if key == "step" else parameter.device, copy=True)
                 for key, value in found.items()
-                if value is not None
             }
     if left:
         raise CheckpointError(f"optimizer.safetensors: state of an unknown parameter, {sorted(left)[0]}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune.affect import AffectConfig
+from finetune.baselines import BaselineConfig
 from finetune.cotex import CoTEXConfig
 from finetune.dan_task import DANLossConfig
 from finetune.readout import HeadConfig
@@ -33,6 +35,14 @@ class ConfigError(Exception):
     """A setting that cannot be used; names the setting, the value and the remedy."""
 
 
+def _check(config: Any, group: str, names: Sequence[str], positive: bool = False) -> None:
+    """Raises ConfigError unless the named fields are finite and at least 0, or above 0."""
+    for name in names:
+        value = getattr(config, name)
+        if not math.isfinite(value) or value < 0 or (positive and value == 0):
+            raise ConfigError(f"{group}.{name}={value}: must be a number {'above' if positive else 'from'} 0")
+
+
 def _free(default: Any) -> Any:
     """A field that cannot change results, so that a resumed run may change it."""
     return field(default=default, metadata={"free": True})
@@ -43,14 +53,15 @@ class DataConfig:
     """What is read, and how.
 
     Attributes:
-        shards: folders of shard sets, comma-separated; "" = the embedded default of rendered faces.
+        shards: folders of shard sets, comma-separated; "" = the embedded default of rendered faces. A run
+            that goes on may find the same data elsewhere: it is known by its hash (`RunDir.check_data`).
         window_shards: shards shuffled together.
         order: "epoch" (each sample once in an epoch) or "weighted" (drawn with replacement, each expression
             as often as every other; samples without one never).
         num_workers: loader processes for each process; −1 = chosen by the number of cores.
     """
 
-    shards: str = ""
+    shards: str = _free("")
     order: str = "epoch"
     window_shards: int = 16
     num_workers: int = _free(-1)
@@ -83,6 +94,14 @@ class OptimConfig:
     layer_decay: float = 1.0
     schedule: str = "cosine"
     gamma: float = 0.6
+
+    def __post_init__(self) -> None:
+        _check(self, "optim", ("base_lr", "eps", "gamma"), positive=True)
+        _check(self, "optim", ("min_lr", "warmup_epochs", "weight_decay", "clip_grad"))
+        if self.schedule not in ("cosine", "exponential"):
+            raise ConfigError(f"optim.schedule={self.schedule!r}: use cosine or exponential")
+        if not 0 < self.layer_decay <= 1:
+            raise ConfigError(f"optim.layer_decay={self.layer_decay}: must lie in (0, 1]")
 
 
 @dataclass(frozen=True)
@@ -126,6 +145,15 @@ class TrainConfig:
     tensorboard: bool = _free(False)
     threads: int = _free(0)
 
+    def __post_init__(self) -> None:
+        _check(self, "train", ("epochs", "global_batch_size", "log_every"), positive=True)
+        counts = ("batch_size", "max_skipped", "save_every", "save_minutes", "keep", "keep_every")
+        _check(self, "train", (*counts, "stop_at_step", "threads"))
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"train.precision={self.precision!r}: use fp32 or bf16")
+        if self.nonfinite not in ("stop", "skip"):
+            raise ConfigError(f"train.nonfinite={self.nonfinite!r}: use stop or skip")
+
 
 @dataclass(frozen=True)
 class EvalConfig:
@@ -146,6 +174,10 @@ class EvalConfig:
     probe_val: int = _free(1000)
     pictures: int = _free(10)
 
+    def __post_init__(self) -> None:
+        _check(self, "eval", ("batch_size",), positive=True)
+        _check(self, "eval", ("every", "max_samples", "probe_train", "probe_val", "pictures"))
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -154,12 +186,14 @@ class RunConfig:
     Attributes:
         task: what is trained: "pretrain"; "mtl" (expressions, action units, valence/arousal), "expr", "au",
             "va"; "lsd" (expressions by CoTEX); "dan".
-        model: of a task that has several: "emma" (mtl), "vit", or the name of a timm model; "" = the
-            task's own (mtl: emma; lsd: cotex; dan: dan; others: vit).
+        model: of a task that has several (mtl, expr, au, va): "emma" (mtl), "vit", the name of a timm model
+            ("resnet50.tv_in1k"; "timm:vit" where it might be one of these), "vggface", "emotionnet" (mtl);
+            "" = the task's own (mtl: emma; lsd: cotex; dan: dan; others: vit).
         run: run directory; "" = runs/<task>/<name of the config>.
         seed: of order, crops, masks and initial weights.
         init: a run, checkpoint or imported encoder to start from; "random" = random weights; "" = for
-            pretraining random weights, for finetuning the last pretraining run.
+            pretraining random weights, for finetuning the last pretraining run, for a timm model and
+            EmotionNet the weights that timm publishes.
         cnn: EMMA's DAN: a run or checkpoint; "" = the last DAN run.
     """
 
@@ -177,6 +211,7 @@ class RunConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     affect: AffectConfig = field(default_factory=AffectConfig)
     cotex: CoTEXConfig = field(default_factory=CoTEXConfig)
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     dan: DANLossConfig = field(default_factory=DANLossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -218,6 +253,19 @@ def load_config(name: str = "", overrides: Sequence[str] = ()) -> RunConfig:
     return built
 
 
+def check_schedule(config: RunConfig) -> None:
+    """Refuses a warm-up as long as the training, which a shortened run easily has.
+
+    Raises:
+        ConfigError: the learning rate would never reach its peak.
+    """
+    if config.train.epochs <= config.optim.warmup_epochs:
+        raise ConfigError(
+            f"optim.warmup_epochs={config.optim.warmup_epochs:g} is not less than "
+            f"train.epochs={config.train.epochs:g}: the learning rate would never reach its peak; lower it"
+        )
+
+
 def find_config(name: str) -> Path:
     """The file of a configuration: a path, or the name of one that comes with faceprior.
 
@@ -227,7 +275,7 @@ def find_config(name: str) -> Path:
     for path in (Path(name), CONFIGS / f"{name}.yaml"):
         if path.is_file():
             return path
-    names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+    names = ", ".join(sorted(str(path.relative_to(CONFIGS))[:-5] for path in CONFIGS.rglob("*.yaml")))
     raise ConfigError(f"no configuration {name!r}: give a YAML file, or one of {names}")
 
 
@@ -240,21 +288,38 @@ def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Settings that differ and may change results: dotted key -> (old, new)."""
     return {
         key: (a, b)
-        for (key, a, free), (_, b, _) in zip(_leaves(old), _leaves(new), strict=True)
+        for (key, a, free), (_, b, _) in zip(leaves(old), leaves(new), strict=True)
         if a != b and not free
     }
 
 
-def _leaves(config: Any, prefix: str = "") -> list[tuple[str, Any, bool]]:
-    leaves: list[tuple[str, Any, bool]] = []
+def refuse_unread(config: RunConfig, prefixes: Sequence[str], what: str) -> None:
+    """Refuses settings that would do nothing.
+
+    Args:
+        config: of a run.
+        prefixes: dotted keys, or groups, that are not read.
+        what: by what, in words.
+
+    Raises:
+        ConfigError: one of them differs from its default.
+    """
+    for (key, value, _), (_, default, _) in zip(leaves(config), leaves(RunConfig()), strict=True):
+        if value != default and any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes):
+            raise ConfigError(f"{key}={value}: {what} does not read this setting; leave it out")
+
+
+def leaves(config: Any, prefix: str = "") -> list[tuple[str, Any, bool]]:
+    """Every setting of a configuration: dotted key, value, and whether a resumed run may change it."""
+    found: list[tuple[str, Any, bool]] = []
     for part in dataclasses.fields(config):
         value = getattr(config, part.name)
         if dataclasses.is_dataclass(value):
-            leaves += _leaves(value, f"{prefix}{part.name}.")
+            found += leaves(value, f"{prefix}{part.name}.")
         else:
             value = tuple(value) if isinstance(value, list) else value
-            leaves.append((prefix + part.name, value, bool(part.metadata.get("free"))))
-    return leaves
+            found.append((prefix + part.name, value, bool(part.metadata.get("free"))))
+    return found
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:
@@ -288,7 +353,7 @@ def _field_type(key: str, where: str) -> Any:
     for name in key.split("."):
         hints = get_type_hints(kind) if dataclasses.is_dataclass(kind) else {}
         if name not in hints:
-            known = [leaf for leaf, _, _ in _leaves(RunConfig())]
+            known = [leaf for leaf, _, _ in leaves(RunConfig())]
             near = difflib.get_close_matches(key, known, 1, 0.5) or [
                 leaf for leaf in known if leaf.split(".")[-1] == key.split(".")[-1]
             ]

@@ -45,6 +45,8 @@ def run_doctor(names: str, out: Path | None, quiet: bool = False) -> int:
     """
     folders = [Path(name.strip()) for name in names.split(",") if name.strip()]
     try:
+        if out is not None and not out.is_dir() and not out.parent.is_dir():
+            raise DataError(f"{out}: no such folder to write the page into")
         examination = examine(folders, quiet=quiet)
         print(draw_text(examination))
         if out is not None:
@@ -204,8 +206,6 @@ def write_page(examination: Examination, path: Path) -> None:
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
     html = environment.get_template("doctor.html").render(**_view(examination))
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: no such folder to write the page into")
     write_atomic(path, html.encode())
 
 

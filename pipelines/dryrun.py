@@ -21,6 +21,7 @@ from pipelines.processes import Processes
 from pipelines.progress import duration
 from pipelines.stage import run_path, set_threads
 from pretrain.task import Task
+from shards.records import LabelSpace
 from shards.render import RenderedFaces
 from shards.shardset import find_split, open_shards
 from shards.stream import Batch, Labels, plan_layout
@@ -122,8 +123,15 @@ def _random_batch(batch_size: int, config: RunConfig) -> Batch:
     images = torch.randint(
         0, 256, (batch_size, 3, *config.encoder.image_size), dtype=torch.uint8, generator=generator
     )
-    nothing = torch.zeros(batch_size, 0)
-    labels = Labels(nothing, nothing, nothing, nothing, nothing, nothing)
+    space = LabelSpace()
+    labels = Labels(
+        va=torch.rand(batch_size, 2, generator=generator) * 2 - 1,
+        va_valid=torch.ones(batch_size, 2, dtype=torch.bool),
+        expr=torch.randint(0, len(space.expr), (batch_size,), generator=generator),
+        expr_valid=torch.ones(batch_size, dtype=torch.bool),
+        au=torch.randint(0, 2, (batch_size, len(space.au)), generator=generator).float(),
+        au_valid=torch.ones(batch_size, len(space.au), dtype=torch.bool),
+    )
     keys = [str(i) for i in range(batch_size)]
     return Batch(
         keys, images, torch.randint(0, 2**62, (batch_size,), generator=generator), labels, batch_size

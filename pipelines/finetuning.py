@@ -11,19 +11,31 @@ import torch
 from torch import nn
 
 from finetune.affect import AffectTask
+from finetune.baselines import VGGFACE_STATS, is_timm_model, pixel_stats, timm_depth
 from finetune.cotex_task import CoTEXTask
 from finetune.dan import CenteredDAN
 from finetune.dan_task import DANTask
 from finetune.emma import EMMA
+from finetune.emotionnet import INCEPTION
 from pipelines.checkpoint import CheckpointError, TensorFile, encoder_file, find_encoder, read_tensors
 from pipelines.config import ConfigError, RunConfig, load_config
-from pipelines.models import ModelSpec, build_model, encoders_of, load_model, model_file
-from pipelines.rundir import latest
+from pipelines.models import (
+    BASELINES,
+    ModelSpec,
+    build_model,
+    encoders_of,
+    load_baseline,
+    load_model,
+    model_file,
+    spec_from_facts,
+)
+from pipelines.rundir import RunDir, latest
 from pipelines.scoring import AffectObserver
-from pipelines.stage import Context, Parts, loader_workers, run_stage
+from pipelines.stage import Context, Parts, loader_workers, run_path, run_stage
 from pretrain.encoder import EncoderConfig
 from pretrain.foreign import load_foreign
 from pretrain.task import Task
+from shards.labels import AU12
 from shards.order import EpochOrder, Order, WeightedOrder, inverse_frequency
 from shards.records import LabelSpace
 from shards.shardset import ShardSet
@@ -32,6 +44,7 @@ from shards.transforms import AugmentConfig
 
 TASKS = ("mtl", "expr", "au", "va", "lsd", "dan")
 _MODELS = {"mtl": "emma", "lsd": "cotex", "dan": "dan"}
+_OTHERS = {"mtl": ("vit", "vggface", "emotionnet"), **dict.fromkeys(("expr", "au", "va"), ("vggface",))}
 _EXPR_TASKS, _AU_TASKS, _VA_TASKS = ("mtl", "expr", "lsd", "dan"), ("mtl", "au"), ("mtl", "va")
 
 
@@ -42,14 +55,21 @@ class Sources:
     Attributes:
         encoder: run, checkpoint or encoder.safetensors.
         cnn: run or checkpoint of a DAN.
+        published: the encoder's weights are those that timm publishes.
     """
 
     encoder: Path | None = None
     cnn: Path | None = None
+    published: bool = False
+
+    @property
+    def start(self) -> str:
+        """What the encoder starts from, in words."""
+        return "published by timm" if self.published else str(self.encoder or "random")
 
 
 def model_kind(config: RunConfig) -> str:
-    """The model of a task: `config.model`, or the task's own.
+    """The kind of a task's model (`ModelSpec.kind`): what `config.model` says, or the task's own.
 
     Raises:
         ConfigError: a task or model that does not exist, or do not go together.
@@ -57,11 +77,23 @@ def model_kind(config: RunConfig) -> str:
     if config.task not in TASKS:
         raise ConfigError(f"task={config.task!r}: use one of {', '.join(TASKS)}")
     own = _MODELS.get(config.task, "vit")
-    kind = config.model or own
-    allowed = {own, "vit"} if config.task == "mtl" else {own}
-    if kind not in allowed:
-        raise ConfigError(f"model={kind!r}: task {config.task} takes {' or '.join(sorted(allowed))}")
+    others = _OTHERS.get(config.task, ())
+    if config.model in ("", own, *others):
+        kind = config.model or own
+    elif others and is_timm_model(_timm_name(config)):
+        kind = "timm"
+    else:
+        allowed = [own, *others, *(["the name of a timm model"] if others else [])]
+        raise ConfigError(f"model={config.model!r}: task {config.task} takes {' or '.join(allowed)}")
+    if config.baseline.linear and kind not in ("timm", "vggface"):
+        raise ConfigError(
+            f"baseline.linear=true: {kind} is trained as a whole; it is for timm models and vggface"
+        )
     return kind
+
+
+def _timm_name(config: RunConfig) -> str:
+    return config.model.removeprefix("timm:")
 
 
 def make_prerequisites(config: RunConfig) -> int:
@@ -84,7 +116,9 @@ def make_prerequisites(config: RunConfig) -> int:
                 f"`make {'pretrain' if task == 'pretrain' else 'finetune TASK=dan'} SHARDS=…`"
             )
         print(f"no {task} run to start from: making one on the default faces ({name})", flush=True)
-        status = run_finetuning(load_config(name), name) if task == "dan" else _pretrain(name)
+        # accelerate keeps the precision of a process's first run for all
+        made = load_config(name, [f"train.precision={config.train.precision}"])
+        status = run_finetuning(made, name) if task == "dan" else _pretrain(made, name)
         if status:
             return status
     return 0
@@ -93,21 +127,22 @@ def make_prerequisites(config: RunConfig) -> int:
 def _needed(config: RunConfig) -> Iterator[tuple[str, str, str]]:
     """(setting, task, configuration) of each run that this one starts from and that was not named."""
     kind = model_kind(config)
-    if kind != "dan" and not config.init:
+    if kind not in ("dan", *BASELINES) and not config.init:
         yield "init", "pretrain", "pretrain_demo"
     if kind == "emma" and not config.cnn:
         yield "cnn", "dan", "dan_demo"
 
 
-def _pretrain(name: str) -> int:
+def _pretrain(config: RunConfig, name: str) -> int:
     from pipelines.pretraining import build_parts as build_pretraining
 
-    return run_stage(load_config(name), name, build_pretraining)
+    return run_stage(config, name, build_pretraining)
 
 
 def run_finetuning(config: RunConfig, name: str) -> int:
     """One finetuning run, what it starts from included; see `stage.run_stage`."""
-    return make_prerequisites(config) or run_stage(config, name, build_parts)
+    goes_on = RunDir(run_path(config, name)).has_saved  # then its weights are its own
+    return (0 if goes_on else make_prerequisites(config)) or run_stage(config, name, build_parts)
 
 
 def find_sources(config: RunConfig) -> Sources:
@@ -118,6 +153,14 @@ def find_sources(config: RunConfig) -> Sources:
     """
     found: dict[str, Path | None] = {"encoder": None, "cnn": None}
     kind = model_kind(config)
+    if kind in BASELINES:
+        if kind == "vggface" and not config.init:
+            raise ConfigError(
+                "VGG-Face's weights do not come with faceprior: give init=FILE, which `faceprior import "
+                "vgg_face_dag.pth FILE` makes of a .pth in torchvision's or VGG-Face's own names"
+            )
+        given = Path(config.init) if config.init not in ("", "random") else None
+        return Sources(encoder=given, published=not config.init)
     if kind != "dan" and config.init != "random":
         found["encoder"] = Path(config.init) if config.init else latest("pretrain")
         if found["encoder"] is None:
@@ -128,14 +171,15 @@ def find_sources(config: RunConfig) -> Sources:
             raise ConfigError(
                 "EMMA needs a DAN: give cnn=RUN, or train one with `faceprior finetune dan_demo`"
             )
-    return Sources(**found)
+    return Sources(found["encoder"], found["cnn"])
 
 
 def plan_model(config: RunConfig, space: LabelSpace, sources: Sources) -> ModelSpec:
     """What a run's model is to be: its outputs are what the shards may be labelled with.
 
     Raises:
-        ConfigError: the shards have none of the labels that the task learns.
+        ConfigError: the shards have none of the labels that the task learns, or not those that its settings
+            need.
     """
     task, kind = config.task, model_kind(config)
     spec = ModelSpec(
@@ -152,9 +196,22 @@ def plan_model(config: RunConfig, space: LabelSpace, sources: Sources) -> ModelS
         freeze_cnn=not config.affect.released,
         add_cnn=config.affect.add_cnn,
     )
+    if kind in BASELINES:
+        name = {"timm": _timm_name(config), "emotionnet": INCEPTION}.get(kind, "")
+        stats = pixel_stats(name) if name else VGGFACE_STATS
+        spec = replace(spec, timm_name=name, linear=config.baseline.linear, mean=stats.mean, std=stats.std)
     if not (spec.expr or spec.au or spec.va):
         raise ConfigError(f"task {task}: these shards have no label for it; see `faceprior doctor`")
-    if sources.encoder is not None:
+    if kind == "emma" and not (spec.expr or spec.au):
+        raise ConfigError(
+            "EMMA learns expressions or action units, and these shards have none: use model=vit"
+        )
+    if config.affect.released and spec.au and spec.au != AU12:
+        raise ConfigError(
+            f"affect.preset=released weighs {', '.join(AU12)}; these shards have {', '.join(spec.au)}: "
+            "use affect.preset=paper"
+        )
+    if sources.encoder is not None and kind not in BASELINES:
         facts = read_tensors(find_encoder(sources.encoder)).facts
         if facts.get("format") == "faceprior-encoder":
             saved = EncoderConfig(**facts["config"])
@@ -175,12 +232,14 @@ def start_model(spec: ModelSpec, sources: Sources, seed: int) -> nn.Module:
     """The model with the weights that it starts from.
 
     Raises:
-        ConfigError: sizes that do not fit together.
+        ConfigError: sizes that do not fit together, or weights that are not to be had.
         CheckpointError: weights that cannot be read.
     """
     try:
-        model = build_model(spec, torch.Generator().manual_seed(seed))
-        if sources.encoder is not None:
+        model = build_model(spec, torch.Generator().manual_seed(seed), sources.published)
+        if sources.encoder is not None and spec.kind in BASELINES:
+            load_baseline(model, spec, sources.encoder)
+        elif sources.encoder is not None:
             tensors = read_tensors(find_encoder(sources.encoder)).tensors
             for encoder in encoders_of(model):
                 load_foreign(encoder, tensors)
@@ -195,19 +254,33 @@ def start_model(spec: ModelSpec, sources: Sources, seed: int) -> nn.Module:
 
 
 def build_task(config: RunConfig, spec: ModelSpec) -> Task[Any, Batch]:
-    """The losses of a run."""
-    depth = spec.encoder.depth or _depth_of(spec)
+    """The losses of a run.
+
+    Raises:
+        ConfigError: layer decay in a model without layers.
+    """
+    depth = _depth_of(spec)
+    if spec.kind in BASELINES and not depth and config.optim.layer_decay != 1:
+        raise ConfigError(
+            f"optim.layer_decay={config.optim.layer_decay}: {spec.timm_name or spec.kind} is not a plain ViT "
+            "and learns at one rate: set it to 1"
+        )
     if spec.kind == "cotex":
         return CoTEXTask(config.cotex, depth, config.optim.layer_decay)
     if spec.kind == "dan":
         return DANTask(config.dan)
-    detached = spec.kind == "emma" and spec.stop_gradient
+    has_va = spec.va or spec.kind in ("emma", "emotionnet")  # these two always
+    detached = spec.stop_gradient if spec.kind == "emma" else not has_va
     return AffectTask(config.affect, detached, depth, config.optim.layer_decay)
 
 
 def _depth_of(spec: ModelSpec) -> int:
-    if spec.kind == "dan":
+    if spec.kind == "timm":
+        return timm_depth(spec.timm_name)
+    if spec.kind in ("dan", *BASELINES):
         return 0
+    if spec.encoder.depth:
+        return spec.encoder.depth
     with torch.device("meta"):
         from pretrain.encoder import build_encoder
 
@@ -225,17 +298,18 @@ def build_trainable(config: RunConfig) -> tuple[nn.Module, Task[Any, Batch]]:
 def build_parts(context: Context) -> Parts:
     """What finetuning brings to a run; see `stage.Parts`."""
     config, shards = context.config, context.splits.train
-    sources = find_sources(config)
-    spec = plan_model(config, shards.label_space, sources)
-    model = start_model(spec, sources, config.seed)
+    spec, model, origin = _resume_model(context) if context.saved else _begin_model(context)
+    if context.splits.val is not None:
+        _check_held_out(spec, context.splits.val.label_space)
+    for encoder in encoders_of(model):
+        encoder.set_grad_checkpointing(config.train.grad_checkpointing)
     task = build_task(config, spec)
     alignment: list[Mapping[str, Any]] = [dict(manifest.alignment) for manifest in shards.manifests]
     facts = {
         "task": config.task,
         "alignment": alignment,
         "rendered": shards.rendered,
-        "init": str(sources.encoder or "random"),
-        "cnn": str(sources.cnn or ""),
+        **origin,
     }
 
     def files() -> dict[str, TensorFile]:
@@ -265,6 +339,33 @@ def build_parts(context: Context) -> Parts:
 
     observer = AffectObserver(context, model, task, spec)
     return Parts(task, model, observer, files, load, batches)
+
+
+def _begin_model(context: Context) -> tuple[ModelSpec, nn.Module, dict[str, str]]:
+    """A new run's model with the weights that it starts from, and in words where they come from."""
+    sources = find_sources(context.config)
+    spec = plan_model(context.config, context.splits.train.label_space, sources)
+    model = start_model(spec, sources, context.config.seed)
+    return spec, model, {"init": sources.start, "cnn": str(sources.cnn or "")}
+
+
+def _resume_model(context: Context) -> tuple[ModelSpec, nn.Module, dict[str, str]]:
+    """The same of a run that goes on: what it started from need not be there any more, or may be another."""
+    facts = context.saved["model"]
+    spec = spec_from_facts(facts["spec"])
+    model = build_model(spec, torch.Generator().manual_seed(context.config.seed))
+    return spec, model, {name: str(facts[name]) for name in ("init", "cnn")}
+
+
+def _check_held_out(spec: ModelSpec, space: LabelSpace) -> None:
+    """Raises ConfigError where the held-out faces are labelled by other names than those that are learned."""
+    for part in ("expr", "au"):
+        learned, held_out = getattr(spec, part), getattr(space, part)
+        if learned and learned != held_out:
+            raise ConfigError(
+                f"the held-out faces name their {part} classes {', '.join(held_out) or 'not at all'}, those "
+                f"to learn from {', '.join(learned)}: build both splits with the same names"
+            )
 
 
 def build_order(config: RunConfig, shards: ShardSet) -> Order:

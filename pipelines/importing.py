@@ -27,6 +27,9 @@ def import_weights(source: Path, out: Path) -> int:
     Raises:
         CheckpointError: not readable, or holding anything but tensors and plain values.
     """
+    if source.is_dir() or not out.parent.is_dir():
+        wrong, what = (source, "a folder, not a file") if source.is_dir() else (out.parent, "no such folder")
+        raise CheckpointError(f"{wrong}: {what}")
     if source.suffix == ".safetensors":
         tensors = read_tensors(source).tensors
     else:

@@ -1,33 +1,35 @@
 """The training loop: the same page for every task.
 
-data -> step -> clip -> update -> log -> evaluate -> save. A step never waits for the device: what it
-measured is read some steps later, all at once.
+data -> step -> clip -> update -> log -> save -> evaluate. Between saves and evaluations no step waits for the
+device: what it measured is read when the next one is under way there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 
 from pipelines.config import ConfigError, OptimConfig, RunConfig, TrainConfig
+from pipelines.measurements import Measurements
 from pipelines.optim import learning_rate, set_learning_rate
 from pipelines.processes import Processes, StopRequest
-from pipelines.progress import Clock, ProgressLine
+from pipelines.progress import Clock, Plan, Progress, ProgressLine
 from pipelines.rundir import RunDir
 from pretrain.task import Task
-from shards.files import write_atomic
-from shards.stream import Batch, Layout
+from shards.stream import Batch
 
-_MAX_LAG = 50
+_REMEDY = (
+    "here each process holds the whole model: launch with torchrun, or with a config file of pipelines/launch"
+)
 
 
 class NonFiniteError(Exception):
@@ -35,34 +37,19 @@ class NonFiniteError(Exception):
 
 
 class Hooks(Protocol):
-    """What the loop calls between steps."""
+    """What the loop calls between steps, in every process."""
 
-    def evaluate(self, step: int) -> Mapping[str, float]:
-        """Measures the model; called in every process; returns what is to be logged."""
+    def owes_evaluation(self, done: Progress) -> bool:
+        """Whether a run that ended at this step ended before the evaluation that was due there."""
         ...
 
-    def save(self, step: int, position: int) -> None:
-        """Writes a checkpoint; called in every process."""
+    def evaluate(self, done: Progress) -> Mapping[str, float]:
+        """Measures the model; returns what is to be logged."""
         ...
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How far a run goes.
-
-    Attributes:
-        total_steps: of the whole run.
-        epoch_size: samples to an epoch.
-        layout: this process's share of a step.
-    """
-
-    total_steps: int
-    epoch_size: int
-    layout: Layout
-
-    def epoch(self, step: int) -> float:
-        """Epochs completed after `step` steps."""
-        return step * self.layout.global_batch_size / self.epoch_size
+    def save(self, done: Progress) -> None:
+        """Writes a checkpoint, unless that step has one."""
+        ...
 
 
 @dataclass
@@ -80,52 +67,27 @@ class Trainee:
     optimizer: Any
 
 
-@dataclass
-class Progress:
-    """How far a run has come: this is all that resuming needs, with the tensors.
-
-    Attributes:
-        step: optimiser steps done.
-        position: samples of those steps.
-        skipped: updates that were masked because something was not finite.
-        stopped_by: the signal that ended it, 0 if none did.
-    """
-
-    step: int = 0
-    position: int = 0
-    skipped: int = 0
-    stopped_by: int = 0
-
-
-@dataclass
-class _Pending:
-    """One step's measurements, still on the device, and its keys."""
-
-    step: int
-    logs: dict[str, torch.Tensor]
-    lr: float
-    keys: list[str]
-
-
-@dataclass
-class _Window:
-    """Steps since the last line of metrics."""
-
-    pending: list[_Pending] = field(default_factory=list)
-    clock: Clock = field(default_factory=Clock)
-
-
 def build_accelerator(config: TrainConfig) -> Accelerator:
     """The accelerator of a run.
 
     Raises:
-        ConfigError: an unknown precision, or one that this device lacks; processes that did not join.
+        ConfigError: an unknown precision, or one that this device lacks; processes that did not join or share
+            a GPU; settings of accelerate by which another training would come of it.
     """
     if config.precision not in ("fp32", "bf16"):
         raise ConfigError(f"train.precision={config.precision!r}: use fp32 or bf16")
     if config.nonfinite not in ("stop", "skip"):
         raise ConfigError(f"train.nonfinite={config.nonfinite!r}: use stop or skip")
     launched = int(os.environ.get("WORLD_SIZE", "1"))
+    for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM", "PARALLELISM_CONFIG"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{name}"):
+            raise ConfigError(f"accelerate was told to use {name}; {_REMEDY}")
+    local, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.accelerator.device_count()
+    if local > gpus > 0 and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise ConfigError(
+            f"{local} processes were launched here for {gpus} GPU(s), and two cannot share one: launch "
+            f"{gpus} (train.batch_size makes them accumulate), or set ACCELERATE_USE_CPU=true"
+        )
     # Without a GPU, and not told so, accelerate lets each process train a model of its own.
     cpu = launched > 1 and not torch.accelerator.is_available()
     try:
@@ -136,6 +98,18 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         raise ConfigError(
             f"{launched} processes were launched, but accelerate joined {accelerator.num_processes}: "
             "launch with torchrun, and on a CPU beside GPUs set ACCELERATE_USE_CPU=true"
+        )
+    if accelerator.distributed_type not in (
+        DistributedType.NO,
+        DistributedType.MULTI_CPU,
+        DistributedType.MULTI_GPU,
+    ):
+        raise ConfigError(f"accelerate was told to use {accelerator.distributed_type.value}; {_REMEDY}")
+    steps = accelerator.gradient_accumulation_steps
+    if steps != 1:  # it would divide every loss once more
+        raise ConfigError(
+            f"accelerate was told gradient_accumulation_steps={steps}: set it to 1 in its configuration; "
+            "train.global_batch_size and train.batch_size decide the accumulation"
         )
     return accelerator
 
@@ -156,14 +130,14 @@ def fit(
 
     Args:
         trainee: task, model, optimiser.
-        batches: this process's micro-batches from `progress.position` on.
+        batches: this process's micro-batches from `progress.position` on; not touched if no step is to do.
         plan: length and layout.
         config: of the run.
         accelerator: that prepared model and optimiser.
         processes: for what all must agree on.
         run: gets metrics.
         hooks: evaluation and checkpoints.
-        stop: set by signals.
+        stop: set by signals; one that comes in the last step does not stop the run, which is done then.
         progress: where to begin; not changed.
 
     Returns:
@@ -173,50 +147,60 @@ def fit(
         NonFiniteError: by policy; the keys of the batch are in the run directory.
     """
     train, optim = config.train, config.optim
-    done = Progress(progress.step, progress.position, progress.skipped)
+    done = replace(progress, stopped_by=0)
     line = ProgressLine(plan.total_steps, processes.is_main)
-    window = _Window()
-    last_save, saved_step = time.monotonic(), progress.step
+    if hooks.owes_evaluation(done):
+        _evaluate(trainee, hooks, run, done, line)
+    measured = Measurements(plan, train.log_every, processes, run, line)
+    max_skipped = train.max_skipped if train.nonfinite == "skip" else progress.skipped
+    last_save = time.monotonic()
     trainee.model.train()
     while done.step < plan.total_steps and not done.stopped_by:
         lr = learning_rate(optim, plan.layout.global_batch_size, plan.epoch(done.step), train.epochs)
         set_learning_rate(trainee.optimizer, lr)
-        micro_batches = _draw(batches, plan.layout.accum_steps, accelerator.device, window.clock)
+        micro_batches = _draw(batches, plan.layout.accum_steps, accelerator.device, measured.clock)
         logs = train_step(trainee, micro_batches, optim, accelerator)
         done.step += 1
         done.position += plan.layout.global_batch_size
-        window.pending.append(_Pending(done.step, logs, lr, [key for b in micro_batches for key in b.keys]))
+        measured.add(done.step, logs, lr, micro_batches)
 
-        ends = done.step == plan.total_steps or done.step == train.stop_at_step
-        if done.step % train.log_every == 0 or len(window.pending) >= _MAX_LAG or ends:
-            done.skipped += _report(window, plan, processes, run, line)
-            _check_finite(done, train, run)
-        due = 0 < train.save_minutes * 60 <= time.monotonic() - last_save
-        asked, save_now = processes.post([int(stop.signal), int(due and processes.is_main)])
-        done.stopped_by = asked or (-1 if done.step == train.stop_at_step else 0)
-        if config.eval.every and done.step % config.eval.every == 0 and not ends:
-            _evaluate(trainee, hooks, run, done, line)
-            window.clock.read()
-        if (train.save_every and done.step % train.save_every == 0) or save_now:
-            hooks.save(done.step, done.position)
-            last_save, saved_step = time.monotonic(), done.step
-            window.clock.read()
+        is_last = done.step == plan.total_steps
+        minutes_up = 0 < train.save_minutes * 60 <= time.monotonic() - last_save
+        asked, save_now = processes.post([int(stop.signal), int(minutes_up and processes.is_main)])
+        if not is_last:
+            done.stopped_by = asked or (-1 if done.step == train.stop_at_step else 0)
+        ends = bool(is_last or done.stopped_by)
+        saves = ends or bool(save_now) or _is_multiple(done.step, train.save_every)
+        evaluates = not done.stopped_by and evaluation_is_due(done.step, plan, config.eval.every)
+
+        done.skipped += measured.read_all() if saves or evaluates else measured.read_due()
+        _check_finite(done, max_skipped, run)
+        if ends:
+            measured.write_line()
+        with measured.clock.pause():
+            if saves:
+                hooks.save(done)
+            if evaluates:
+                _evaluate(trainee, hooks, run, done, line)
+        if saves or minutes_up:  # what was asked for comes a step later where there are several processes
+            last_save = time.monotonic()
     processes.finish_posts()
-    if window.pending:
-        done.skipped += _report(window, plan, processes, run, line)
-        _check_finite(done, train, run)
-    if saved_step != done.step:
-        hooks.save(done.step, done.position)
-    if done.step == plan.total_steps:
-        _evaluate(trainee, hooks, run, done, line)
     return done
+
+
+def _is_multiple(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def evaluation_is_due(step: int, plan: Plan, every: int) -> bool:
+    """Whether a run that is not stopped evaluates after this step."""
+    return step >= plan.total_steps or (step > 0 and _is_multiple(step, every))
 
 
 def _draw(batches: Iterator[Batch], count: int, device: torch.device, clock: Clock) -> list[Batch]:
     """The micro-batches of one step, on the device; the wait for them is counted."""
-    start = time.perf_counter()
-    drawn = [next(batches) for _ in range(count)]
-    clock.waited += time.perf_counter() - start
+    with clock.waiting():
+        drawn = [next(batches) for _ in range(count)]
     return [batch.to(device) for batch in drawn]
 
 
@@ -267,40 +251,8 @@ def _update(trainee: Trainee, optim: OptimConfig, accelerator: Accelerator) -> d
     return {"grad_norm": grad_norm.detach(), "nonfinite": nonfinite}
 
 
-def _report(window: _Window, plan: Plan, processes: Processes, run: RunDir, line: ProgressLine) -> int:
-    """Reads the pending measurements, logs their mean; returns how many updates were masked."""
-    pending, window.pending = window.pending, []
-    names = list(pending[0].logs)
-    values = torch.stack([torch.stack([p.logs[name].float() for name in names]) for p in pending])
-    values = values.double().cpu()
-    seconds, data_wait = window.clock.read()
-    masked = values[:, names.index("nonfinite")] > 0
-    for number in torch.nonzero(masked).flatten().tolist():
-        _save_keys(run, pending[number], processes)
-    kept = values[~masked] if bool((~masked).any()) else values
-    means = processes.mean(kept.mean(0))
-    step = pending[-1].step
-    images_per_s = len(pending) * plan.layout.global_batch_size / seconds
-    row = dict(zip(names, means.tolist(), strict=True))
-    row["nonfinite"] = int(masked.sum())
-    facts = {"lr": pending[-1].lr, "images_per_s": round(images_per_s, 2), "data_wait": round(data_wait, 4)}
-    epoch = plan.epoch(step)
-    position = step * plan.layout.global_batch_size
-    run.log("train", step, {"epoch": round(epoch, 6), "position": position, **row, **facts})
-    shown = {"loss": row["loss"], "lr": facts["lr"], "img/s": images_per_s}
-    line.report(step, epoch, shown, len(pending), seconds, data_wait)
-    return int(masked.sum())
-
-
-def _save_keys(run: RunDir, pending: _Pending, processes: Processes) -> None:
-    """Keys of a batch that was not finite, for a look at its images: each process writes its own."""
-    name = f"nonfinite-step-{pending.step:08d}-rank-{processes.rank}.json"
-    write_atomic(run.path / name, json.dumps({"step": pending.step, "keys": pending.keys}).encode())
-
-
-def _check_finite(done: Progress, train: TrainConfig, run: RunDir) -> None:
-    limit = train.max_skipped if train.nonfinite == "skip" else 0
-    if done.skipped > limit:
+def _check_finite(done: Progress, max_skipped: int, run: RunDir) -> None:
+    if done.skipped > max_skipped:
         raise NonFiniteError(
             f"{done.skipped} update(s) up to step {done.step} had a loss or gradient that is not finite; "
             f"they were not made. The batches' keys are in {run.path}/nonfinite-*.json. Lower optim.base_lr, "
@@ -311,7 +263,7 @@ def _check_finite(done: Progress, train: TrainConfig, run: RunDir) -> None:
 def _evaluate(trainee: Trainee, hooks: Hooks, run: RunDir, done: Progress, line: ProgressLine) -> None:
     trainee.model.eval()
     with torch.inference_mode():
-        values = hooks.evaluate(done.step)
+        values = hooks.evaluate(done)
     trainee.model.train()
     if values:
         run.log("eval", done.step, values)

@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from finetune.baselines import PixelStats, TimmFace, VGGFace, build_timm, load_weights
 from finetune.cotex import CoTEX, CoTEXConfig
 from finetune.dan import DAN, CenteredDAN, DANConfig, class_order
 from finetune.emma import EMMA, FaceViT
+from finetune.emotionnet import EmotionNet
 from finetune.readout import HeadConfig
-from pipelines.checkpoint import CheckpointError, TensorFile, find_checkpoint, read_tensors
+from pipelines.checkpoint import CheckpointError, TensorFile, describe, find_file, read_tensors
 from pretrain.encoder import EncoderConfig, VisionTransformer, build_encoder
 
 FORMAT = "faceprior-model"
 VERSION = 1
+BASELINES = ("timm", "vggface", "emotionnet")
 
 
 @dataclass(frozen=True)
@@ -26,16 +29,19 @@ class ModelSpec:
     """All that it takes to build a model anew; its weights come after.
 
     Attributes:
-        kind: "emma", "vit", "cotex" or "dan".
+        kind: "emma", "vit", "cotex", "dan", or of others' models "timm", "vggface" or "emotionnet".
         image_size: height and width in pixels.
         expr: names of the expression classes it tells apart; empty for none.
         au: names of its action units; empty for none.
         va: whether it gives valence and arousal.
-        encoder: of the ViT, or of both of CoTEX.
+        encoder: of the ViT, or of both of CoTEX; of a timm model its drop path.
         head: of the ViT.
         cotex: masks.
         cnn_heads: attention heads of the DAN. cnn_expr: names of its classes.
         stop_gradient, freeze_cnn, add_cnn: see `EMMA`.
+        timm_name: of the encoder of a timm model or of EmotionNet.
+        linear: see `BaselineConfig`.
+        mean, std: what a timm model's images are normalised by; empty for the other kinds.
     """
 
     kind: str
@@ -51,6 +57,10 @@ class ModelSpec:
     stop_gradient: bool = True
     freeze_cnn: bool = True
     add_cnn: bool = False
+    timm_name: str = ""
+    linear: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,19 +71,30 @@ class LoadedModel:
         model: with its weights.
         spec: what it is.
         facts: what else its file says: alignment, rendered, task.
+        checkpoint: which of its run's, in words; "" for a file that is in none.
     """
 
     model: nn.Module
     spec: ModelSpec
     facts: Mapping[str, Any]
+    checkpoint: str = ""
 
 
-def build_model(spec: ModelSpec, generator: torch.Generator | None = None) -> nn.Module:
+def build_model(
+    spec: ModelSpec, generator: torch.Generator | None = None, published: bool = False
+) -> nn.Module:
     """A model with random weights.
 
+    Args:
+        spec: what it is.
+        generator: source of the weights; None draws from torch's own.
+        published: the encoder of a timm model or EmotionNet has the weights that timm publishes.
+
     Raises:
-        ValueError: sizes that do not fit together.
+        ValueError: sizes that do not fit together, or weights that are not to be had.
     """
+    if spec.kind in BASELINES:
+        return _build_baseline(spec, generator, published)
     if spec.kind == "dan":
         return CenteredDAN(build_dan(spec, generator), generator)
     encoder = build_encoder(spec.encoder, generator)
@@ -97,6 +118,17 @@ def build_model(spec: ModelSpec, generator: torch.Generator | None = None) -> nn
     raise ValueError(f"no model of kind {spec.kind!r}")
 
 
+def _build_baseline(spec: ModelSpec, generator: torch.Generator | None, published: bool) -> nn.Module:
+    num_expr, num_au = len(spec.expr), len(spec.au)
+    if spec.kind == "vggface":
+        return VGGFace(num_expr, num_au, spec.va, spec.linear, generator)
+    stats = PixelStats(spec.mean, spec.std)
+    encoder = build_timm(spec.timm_name, spec.image_size, spec.encoder.drop_path_rate, published, generator)
+    if spec.kind == "emotionnet":
+        return EmotionNet(encoder, num_expr, num_au, stats, generator)
+    return TimmFace(encoder, spec.image_size, num_expr, num_au, spec.va, spec.linear, stats, generator)
+
+
 def build_dan(spec: ModelSpec, generator: torch.Generator | None) -> DAN:
     """The DAN of a specification: alone it tells apart `expr`, in EMMA `cnn_expr`."""
     names = spec.expr if spec.kind == "dan" else spec.cnn_expr
@@ -110,6 +142,34 @@ def encoders_of(model: nn.Module) -> list[VisionTransformer]:
     return [model.encoder] if isinstance(model, EMMA | FaceViT) else []
 
 
+def load_baseline(model: nn.Module, spec: ModelSpec, path: Path) -> None:
+    """Loads another model's encoder in place: of a run or checkpoint of `faceprior finetune`, or of a file.
+
+    Args:
+        model: of `spec`; its last layers stay as they are.
+        path: a run, a checkpoint, or a safetensors file of weights made elsewhere.
+
+    Raises:
+        ValueError: weights of another model.
+        CheckpointError: nothing readable there.
+    """
+    assert isinstance(model, TimmFace | VGGFace | EmotionNet)
+    file = read_tensors(path) if path.is_file() else None
+    if file is not None and file.facts.get("format") != FORMAT:
+        return load_weights(model, file.tensors)
+    start = load_model(path)
+    if not isinstance(start.model, TimmFace | VGGFace | EmotionNet):
+        raise ValueError(
+            f"{path}: a model of kind {start.spec.kind}, which is not one of {', '.join(BASELINES)}"
+        )
+    names = [name.partition(".")[0] or "VGG-Face" for name in (start.spec.timm_name, spec.timm_name)]
+    if names[0] != names[1]:
+        raise ValueError(
+            f"{path}: a {names[0]}, and {names[1]} is to start from it: give a run of the same model"
+        )
+    return load_weights(model, start.model.encoder.state_dict())
+
+
 def model_file(model: nn.Module, spec: ModelSpec, facts: Mapping[str, Any]) -> TensorFile:
     """The content of model.safetensors: weights, and what rebuilds the model from them."""
     marks = {"format": FORMAT, "version": VERSION, "spec": asdict(spec)}
@@ -117,26 +177,30 @@ def model_file(model: nn.Module, spec: ModelSpec, facts: Mapping[str, Any]) -> T
 
 
 def load_model(path: Path) -> LoadedModel:
-    """The model of a run, a checkpoint or a model.safetensors.
+    """The model of a run (its best checkpoint by score if it has one), a checkpoint or a model.safetensors.
 
     Raises:
-        CheckpointError: not there, not a finetuned model, of another version, or tensors that do not fit.
+        CheckpointError: not there, not a finetuned model, of another version, or a specification or tensors
+            that do not fit.
     """
-    file_path = path if path.is_file() else find_checkpoint(path) / "model.safetensors"
+    file_path = find_file(path, "model.safetensors", "best")
     file = read_tensors(file_path)
-    if file.facts.get("format") != FORMAT:
+    if not isinstance(file.facts, Mapping) or file.facts.get("format") != FORMAT:
         raise CheckpointError(f"{file_path}: not a finetuned model; give a run of `faceprior finetune`")
     if file.facts.get("version") != VERSION:
         raise CheckpointError(
             f"{file_path}: model format version {file.facts.get('version')!r}, this program reads {VERSION}"
         )
-    spec = spec_from_facts(file.facts["spec"])
-    model = build_model(spec)
+    try:
+        spec = spec_from_facts(file.facts["spec"])
+        model = build_model(spec)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{file_path}: does not say what model it is ({error!r})") from error
     try:
         model.load_state_dict(file.tensors, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{file_path}: {error}") from error
-    return LoadedModel(model.eval(), spec, file.facts)
+    return LoadedModel(model.eval(), spec, file.facts, describe(file_path))
 
 
 def spec_from_facts(data: Mapping[str, Any]) -> ModelSpec:
@@ -145,6 +209,6 @@ def spec_from_facts(data: Mapping[str, Any]) -> ModelSpec:
     nested = {"encoder": EncoderConfig, "head": HeadConfig, "cotex": CoTEXConfig}
     for name, kind in nested.items():
         plain[name] = kind(**plain[name])
-    for name in ("expr", "au", "cnn_expr", "image_size"):
-        plain[name] = tuple(plain[name])
+    for name in ("expr", "au", "cnn_expr", "image_size", "mean", "std"):
+        plain[name] = tuple(plain.get(name, ()))
     return ModelSpec(**plain)

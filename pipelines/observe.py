@@ -52,8 +52,7 @@ class MAEObserver:
         """Means over the held-out samples, the same to the last bit for any number of processes."""
         context, config = self._context, self._context.config
         if self._mean_target is None:
-            count = min(_MEAN_FACES, len(context.splits.train))
-            spread = np.linspace(0, len(context.splits.train) - 1, count).round().astype(int).tolist()
+            spread = _spread(len(context.splits.train), _MEAN_FACES)
             self._mean_target = self._mean_of(context.splits.train, spread)
         task = MaeTask(self._model.num_patches, self._mean_target)
         columns = predict_split(
@@ -64,7 +63,7 @@ class MAEObserver:
             context.processes,
             context.device,
             loader_workers(config.data.num_workers, context.device),
-            list(range(min(config.eval.max_samples or len(val), len(val)))),
+            _spread(len(val), config.eval.max_samples or len(val)),
             with_labels=False,
             seed=config.seed,
         )
@@ -83,7 +82,7 @@ class MAEObserver:
         count = min(self._context.config.eval.pictures, len(val))
         if not count:
             return {}
-        spread = np.linspace(0, len(val) - 1, count).round().astype(int).tolist()
+        spread = _spread(len(val), count)
         batch = next(eval_batches(val, count, self._model.image_size, samples=spread, with_labels=False))
         batch = batch.to(self._context.device)
         output = self._model(batch.images, mask_noise(batch.rng, self._model.num_patches), predict_all=True)
@@ -127,6 +126,12 @@ class MAEObserver:
                 }
             )
         return _flat(scores) | self._reference
+
+
+def _spread(num_samples: int, count: int) -> list[int]:
+    """`count` samples at most, spread evenly over a split: neighbours are often of one person or video."""
+    chosen: list[int] = np.linspace(0, num_samples - 1, min(count, num_samples)).round().astype(int).tolist()
+    return chosen
 
 
 def _flat(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -444,11 +444,11 @@ def _to_text(part: Predictions) -> str:
     """Rows of csv."""
     count = len(part)
     columns: list[list[str]] = [
-        [_guarded(text) for text in texts]
+        [guarded(text) for text in texts]
         for texts in (part.keys, (part.split,) * count, part.name, part.group)
     ]
     columns.append([str(number) if number >= 0 else "" for number in part.frame.tolist()])
-    classes = [*(_guarded(name) for name in part.expr_names), ""]
+    classes = [*(guarded(name) for name in part.expr_names), ""]
     columns.append([classes[number] for number in part.expr.tolist()])
     columns += _number_columns(part.va, 2, count)
     columns += [["" if state < 0 else str(state) for state in column] for column in part.au.T.tolist()]
@@ -464,7 +464,8 @@ def _number_columns(values: NDArray[np.float64] | None, width: int, count: int) 
     return [["" if value != value else repr(value) for value in column] for column in values.T.tolist()]
 
 
-def _guarded(text: str) -> str:
+def guarded(text: str) -> str:
+    """Text as a csv cell that no spreadsheet runs as a formula; see `Predictions.write_csv`."""
     return _quoted(_GUARD + text if text.startswith(_GUARDED) else text)
 
 

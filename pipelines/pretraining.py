@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pipelines.checkpoint import TensorFile, encoder_file, find_encoder, read_tensors
-from pipelines.config import ConfigError, RunConfig
+from pipelines.config import ConfigError, RunConfig, refuse_unread
 from pipelines.observe import MAEObserver
 from pipelines.stage import Context, Parts, loader_workers
 from pretrain.encoder import build_encoder
@@ -21,18 +21,28 @@ from shards.order import EpochOrder
 from shards.stream import Batch, train_batches
 from shards.transforms import AugmentConfig
 
+_UNREAD = (
+    *("model", "cnn", "data.order", "optim.layer_decay", "encoder.drop_path_rate"),
+    *("head", "affect", "cotex", "dan", "baseline"),
+)
 
-def build_mae(config: RunConfig) -> MAE:
+
+def build_mae(config: RunConfig, goes_on: bool = False) -> MAE:
     """The MAE of a run with its initial weights, drawn from the run's seed.
+
+    Args:
+        config: of the run.
+        goes_on: its weights come from a checkpoint: `init` is not read.
 
     Raises:
         ConfigError: an encoder or decoder that cannot be built, or foreign weights that do not fit.
         CheckpointError: `init` cannot be read.
     """
+    refuse_unread(config, _UNREAD, "pretraining")
     generator = torch.Generator().manual_seed(config.seed)
     try:
         model = MAE(build_encoder(config.encoder, generator), config.mae, generator=generator)
-        if config.init:
+        if config.init not in ("", "random") and not goes_on:
             print(load_foreign(model, read_tensors(find_encoder(Path(config.init))).tensors))
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -49,7 +59,7 @@ def build_trainable(config: RunConfig) -> tuple[MAE, MaeTask]:
 def build_parts(context: Context) -> Parts:
     """What pretraining brings to a run; see `stage.Parts`."""
     config, shards = context.config, context.splits.train
-    model = build_mae(config)
+    model = build_mae(config, goes_on=bool(context.saved))
     alignment: list[Mapping[str, Any]] = [dict(manifest.alignment) for manifest in shards.manifests]
 
     def files() -> dict[str, TensorFile]:

@@ -23,6 +23,7 @@ from shards.stream import eval_batches
 _PIXELS = 64
 _ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _NEIGHBOURS = 15
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def _standardised(train: torch.Tensor, val: torch.Tensor) -> tuple[torch.Tensor,
 def _ridge(kernel: torch.Tensor, target: torch.Tensor, cross: torch.Tensor, alpha: float) -> torch.Tensor:
     """Kernel ridge regression with an unpenalised mean: predictions (M, C) for the rows of `cross` (M, N)."""
     offset = target.mean(0)
-    damped = kernel + alpha * kernel.diagonal().mean() * torch.eye(len(kernel), dtype=kernel.dtype)
+    scale = kernel.diagonal().mean().clamp(min=_TINY)  # 0 where every sample has the same features
+    damped = kernel + alpha * scale * torch.eye(len(kernel), dtype=kernel.dtype)
     factor = torch.linalg.cholesky(damped)
     return cross @ torch.cholesky_solve(target - offset, factor) + offset
 

@@ -11,16 +11,24 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from shards.labels import DataError
+
+T = TypeVar("T")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_MESSAGE, _REPORT = 1 << 16, 1 << 12  # bytes
 _SAME_CTRL_C = 1.0  # seconds within which a launcher passes on the Ctrl-C that the terminal sent to all
+
+
+class PeerError(DataError):
+    """Another process of the run could not go on; says which, and why."""
 
 
 class Processes:
@@ -84,16 +92,46 @@ class Processes:
         if self._group is not None:
             dist.barrier(group=self._group)
 
+    def together(self, work: Callable[[], T]) -> T:
+        """Does `work` in every process and waits for all; where it fails in one, all raise.
+
+        Else the others would wait for that one until something ends them.
+
+        Raises:
+            PeerError: it failed in another process. In that one its own error is raised.
+        """
+        if self._group is None:
+            return work()
+        failure: Exception | None = None
+        try:
+            done = work()
+        except Exception as error:
+            failure = error
+        said = "" if failure is None else str(failure) or type(failure).__name__
+        reports = [_to_text(report) for report in self.gather(_to_bytes(said, _REPORT))]
+        if failure is not None:
+            raise failure
+        for rank, report in enumerate(reports):
+            if report:
+                raise PeerError(f"process {rank} of {self.world_size}: {report}")
+        return done
+
     def agree(self, message: str) -> str:
         """The main process's text, in every process (up to 64 KiB)."""
         if self._group is None:
             return message
-        buffer = torch.zeros(1 << 16, dtype=torch.uint8)
-        if self.is_main:
-            data = message.encode()[: len(buffer) - 1]
-            buffer[: len(data)] = torch.tensor(list(data), dtype=torch.uint8)
+        buffer = _to_bytes(message if self.is_main else "", _MESSAGE)
         dist.broadcast(buffer, 0, group=self._group)
-        return bytes(buffer.tolist()).rstrip(b"\0").decode(errors="replace")
+        return _to_text(buffer)
+
+
+def _to_bytes(text: str, size: int) -> torch.Tensor:
+    """(size,) uint8: the text, cut if it is too long, and zeros."""
+    return torch.tensor(list(text.encode()[: size - 1].ljust(size, b"\0")), dtype=torch.uint8)
+
+
+def _to_text(buffer: torch.Tensor) -> str:
+    return bytes(buffer.tolist()).rstrip(b"\0").decode(errors="replace")
 
 
 class StopRequest:

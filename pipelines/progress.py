@@ -1,20 +1,74 @@
-"""What a person sees while a run goes on, and where its time goes."""
+"""How far a run goes and has come, where its time goes, and what a person sees of that."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from shards.stream import Layout
 
 _WAIT_ADVICE = 0.10
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How far a run goes.
+
+    Attributes:
+        total_steps: of the whole run.
+        epoch_size: samples to an epoch.
+        layout: this process's share of a step.
+    """
+
+    total_steps: int
+    epoch_size: int
+    layout: Layout
+
+    def epoch(self, step: int) -> float:
+        """Epochs completed after `step` steps."""
+        return step * self.layout.global_batch_size / self.epoch_size
+
+
+@dataclass
+class Progress:
+    """How far a run has come: this is all that resuming needs, with the tensors.
+
+    Attributes:
+        step: optimiser steps done.
+        position: samples of those steps.
+        skipped: updates that were masked because something was not finite.
+        stopped_by: the signal that ended it before its last step, −1 for `train.stop_at_step`, else 0.
+    """
+
+    step: int = 0
+    position: int = 0
+    skipped: int = 0
+    stopped_by: int = 0
+
+
 @dataclass
 class Clock:
-    """Time since it was last read, and how much of it was spent waiting for data."""
+    """Time that steps took since it was last read, and how much of it was spent waiting for data."""
 
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=lambda: time.perf_counter())
     waited: float = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the block as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - start
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves the block out: saving and evaluating are no time of steps."""
+        start = time.perf_counter()
+        yield
+        self.started += time.perf_counter() - start
 
     def read(self) -> tuple[float, float]:
         """(seconds since the last reading, share of them spent waiting for data); starts anew."""

@@ -14,7 +14,9 @@ import jinja2
 import matplotlib
 from matplotlib.figure import Figure
 
+from pipelines.config import leaves, load_config
 from pipelines.rundir import read_metrics
+from pipelines.score_pages import ScorePage, comparison, score_pages
 from shards.files import write_atomic
 from shards.labels import DataError
 
@@ -29,11 +31,13 @@ class RunView:
     facts: dict[str, Any]
     config: str
     rendered: bool
+    norm_pix: bool
     last: dict[str, Any]
     table: list[tuple[str, str]]
     probes: list[dict[str, Any]]
     curves: str
     pictures: list[tuple[str, str]]
+    pages: list[tuple[ScorePage, list[tuple[str, str]]]]
 
 
 def write_report(runs: Sequence[Path]) -> Path:
@@ -46,7 +50,9 @@ def write_report(runs: Sequence[Path]) -> Path:
         DataError: a directory that holds no run.
     """
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True)
-    html = environment.get_template("report.html").render(runs=[_view(run) for run in runs])
+    html = environment.get_template("report.html").render(
+        runs=[_view(run) for run in runs], differing=_differing(runs), comparison=comparison(runs)
+    )
     path = runs[0] / "report.html"
     write_atomic(path, html.encode())
     return path
@@ -66,12 +72,28 @@ def _view(run: Path) -> RunView:
         facts=facts,
         config=config,
         rendered=bool(facts.get("data", {}).get("rendered")),
+        norm_pix=load_config(str(run / "config.yaml")).mae.norm_pix,
         last=train[-1] if train else {},
         table=_table(evals[-1]) if evals else [],
         probes=_probes(evals[-1]) if evals else [],
         curves=_curves(train, evals),
         pictures=[(path.stem, _png_url(path)) for path in sorted((run / "pictures").glob("*.png"))[-4:]],
+        pages=[
+            (page, [(title, _data_url(png)) for title, png in page.pictures]) for page in score_pages(run)
+        ],
     )
+
+
+def _differing(runs: Sequence[Path]) -> list[tuple[str, list[str]]]:
+    """Settings in which the runs differ: key and each run's value."""
+    configs = [
+        {key: str(value) for key, value, _ in leaves(load_config(str(run / "config.yaml")))} for run in runs
+    ]
+    return [
+        (key, [config[key] for config in configs])
+        for key in configs[0]
+        if key != "run" and len({config[key] for config in configs}) > 1
+    ]
 
 
 _NAMES = {
@@ -102,8 +124,13 @@ def _probes(row: dict[str, Any]) -> list[dict[str, Any]]:
     for kind, text in kinds.items():
         values = [row.get(f"probe.{kind}.{column}") for column in columns]
         if any(value is not None for value in values):
-            table.append({"name": text, "cells": ["" if v is None else f"{v:.3f}" for v in values]})
+            table.append({"name": text, "cells": [_figure(value) for value in values]})
     return table
+
+
+def _figure(value: Any) -> str:
+    """A number as text; what is not finite was logged as text."""
+    return f"{value:.3f}" if isinstance(value, int | float) else str(value or "")
 
 
 def _curves(train: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]]) -> str:

@@ -11,15 +11,18 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO, get_args
 
 import torch
 
 from pipelines.config import ConfigError, RunConfig, differences, load_config, to_yaml
 from shards.files import clear_disk_errors, locked, write_atomic
+from shards.labels import DataError
 
 RUNS = Path("runs")
+End = Literal["finished", "stopped"]
 
 
 @dataclass
@@ -49,8 +52,13 @@ class RunDir:
         """Folder of pictures."""
         return self.path / "pictures"
 
+    @property
+    def has_saved(self) -> bool:
+        """Whether there is a checkpoint, or what is left of one: only then a run is gone on with."""
+        return any(any(self.checkpoints.glob(names)) for names in ("step-*", "damaged-step-*"))
+
     def open(self, config: RunConfig) -> None:
-        """Creates the directory, or checks that an existing run may go on under `config`.
+        """Creates the directory, or checks that a run that has saved may go on under `config`.
 
         Raises:
             ConfigError: a setting differs that may change results (all that do are named).
@@ -63,7 +71,7 @@ class RunDir:
                 folder.mkdir(parents=True, exist_ok=True)
         self._locks.enter_context(locked(self.path / ".lock"))
         saved = self.path / "config.yaml"
-        if saved.exists():
+        if saved.exists() and self.has_saved:
             changed = differences(load_config(str(saved)), config)
             if changed:
                 listing = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
@@ -73,11 +81,76 @@ class RunDir:
                 )
         write_atomic(saved, to_yaml(config).encode())
 
-    def record(self, facts: Mapping[str, Any]) -> None:
-        """Writes run.json: versions and environment, and `facts`."""
+    def facts(self) -> dict[str, Any]:
+        """What run.json says; nothing if there is none.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        path = self.path / "run.json"
+        try:
+            facts = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}: not JSON ({error}); restore it, or remove it to begin it anew"
+            ) from error
+        return facts if isinstance(facts, dict) else {}
+
+    def check_data(self, data: Mapping[str, Any]) -> None:
+        """Compares the data of a run that goes on with those that it learned from before, wherever they lie.
+
+        Args:
+            data: as in run.json: "hash", "folders" and "num_samples".
+
+        Raises:
+            ConfigError: they are others.
+        """
+        before = self.facts().get("data", {})
+        if self.writes and before.get("hash", data["hash"]) != data["hash"]:
+            old, new = (
+                f"{', '.join(d['folders'])} ({d['num_samples']} faces, hash {d['hash'][:12]})"
+                for d in (before, data)
+            )
+            raise ConfigError(
+                f"{self.path}: data.shards holds other data than this run learned from: that was {old}, this "
+                f"is {new}. Give the old data, or start another run with run=DIR"
+            )
+
+    def record(self, facts: Mapping[str, Any], step: int, device: torch.device) -> None:
+        """Writes run.json: what the run was when it began, how far it is to go, and a record of every start.
+
+        Args:
+            facts: of the run as it is now.
+            step: where it starts; at 0 nothing of an earlier start is kept.
+            device: that computes.
+        """
+        if not self.writes:
+            return
+        before = self.facts() if step else {}
+        now = {**environment(device), **facts}
+        start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, **now}
+        starts = [*before.pop("starts", []), start]
+        whole = {"format": "faceprior-run", "version": 1, **now, **before}
+        whole |= {"total_steps": facts["total_steps"], "starts": starts}
+        write_atomic(self.path / "run.json", json.dumps(whole, indent=1).encode())
+
+    def begin(self) -> None:
+        """Takes away the mark of an earlier end."""
+        for end in get_args(End):
+            if self.writes:
+                (self.path / end).unlink(missing_ok=True)
+
+    def end(self, end: End, step: int) -> None:
+        """Marks that the run was finished, or stopped and saved, at `step`: a file that holds the step."""
         if self.writes:
-            whole = {"format": "faceprior-run", "version": 1, **environment(), **facts}
-            write_atomic(self.path / "run.json", json.dumps(whole, indent=1).encode())
+            write_atomic(self.path / end, f"{step}\n".encode())
+
+    def ended(self, end: End, step: int) -> bool:
+        """Whether the run is marked so at that step."""
+        path = self.path / end
+        return path.is_file() and path.read_text().strip() == str(step)
 
     def keep_metrics_until(self, step: int) -> None:
         """Drops lines of metrics.jsonl after `step`: those steps are computed again."""
@@ -103,6 +176,10 @@ class RunDir:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def has_logged(self, kind: str, step: int) -> bool:
+        """Whether metrics.jsonl holds such a line of that step."""
+        return any(row.get("kind") == kind and row["step"] == step for row in read_metrics(self.path))
 
     def close(self) -> None:
         """Lets go of the lock."""
@@ -166,18 +243,23 @@ def latest(task: str) -> Path | None:
     return path if path.is_dir() else None
 
 
-def environment() -> dict[str, Any]:
-    """Versions and machine, as run.json records them."""
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and machine, as run.json records them.
+
+    Args:
+        device: that computes: a run on the CPU leaves GPUs alone.
+    """
     from importlib.metadata import version
 
     names = ("faceprior", "torch", "torchvision", "timm", "webdataset", "accelerate", "safetensors", "numpy")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu"
+    on_gpu = device.type == "cuda"
+    processor = torch.cuda.get_device_name(device) if on_gpu else platform.processor() or "cpu"
     return {
         "revision": _git_revision(),
         "command": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": device,
+        "device": processor,
         "cores": os.cpu_count(),
         "versions": {name: version(name) for name in names},
     }

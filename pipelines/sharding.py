@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +42,23 @@ def build_shards(source: str, src: str, out: Path, settings: Sequence[str]) -> l
     values = _read_settings(settings, kinds)
     align = AlignConfig(**_group(values, "align."))
     config = BuildConfig(**_group(values, "build."))
+    if align.device != "cpu" and "build.workers" not in values:
+        config = replace(config, workers=1)  # each would open the GPU for itself
     options = {name: value for name, value in values.items() if "." not in name}
-    folders = build(build_source(source, src, align, **options), out, config)
+    with _aloud():
+        folders = build(build_source(source, src, align, **options), out, config)
     return [load_manifest(folder) for folder in folders if (folder / NAME).exists()]
 
 
-def merge_shards(out: Path) -> list[Manifest]:
+def merge_shards(out: Path, settings: Sequence[str] = ()) -> list[Manifest]:
     """Joins the parts of every split under `out`.
 
+    Args:
+        out: has a folder per split.
+        settings: `build.max_quarantined=…`, in place of what the parts were given.
+
     Raises:
-        ConfigError: no part there.
+        ConfigError: no part there, or an unknown setting.
         DataError: see `shards.build.merge`.
     """
     folders = sorted(folder.parent for folder in out.glob("*/.parts")) or sorted(
@@ -56,7 +66,11 @@ def merge_shards(out: Path) -> list[Manifest]:
     )
     if not folders:
         raise ConfigError(f"{out}: no parts of a build there; run `shards build … build.part=i/n` first")
-    return [merge(folder) for folder in folders]
+    limit = "build.max_quarantined"
+    values = _read_settings(settings, {limit: typing.get_type_hints(BuildConfig)["max_quarantined"]})
+    if limit in values:
+        BuildConfig(max_quarantined=values[limit])  # refuses what is none
+    return [merge(folder, values.get(limit)) for folder in folders]
 
 
 def index_shards(folder: Path, split: str, name: str, licence: str) -> Manifest:
@@ -65,7 +79,8 @@ def index_shards(folder: Path, split: str, name: str, licence: str) -> Manifest:
     Raises:
         DataError: see `shards.build.index_tars`.
     """
-    return index_tars(sorted(folder.glob("*.tar")), folder, split, name or folder.name, licence)
+    with _aloud():
+        return index_tars(sorted(folder.glob("*.tar")), folder, split, name or folder.name, licence)
 
 
 def describe(manifest: Manifest) -> str:
@@ -73,6 +88,20 @@ def describe(manifest: Manifest) -> str:
     left_out = f", {manifest.num_quarantined} left out (quarantine.csv)" if manifest.num_quarantined else ""
     counts = f"{manifest.num_samples} faces of {manifest.num_items} pictures in {len(manifest.shards)} shards"
     return f"{manifest.split}: {counts}{left_out}"
+
+
+@contextlib.contextmanager
+def _aloud() -> Iterator[None]:
+    """What the sources find, count and pass over is told to the user, on stderr."""
+    log, handler = logging.getLogger("shards"), logging.StreamHandler()
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _read_settings(settings: Sequence[str], kinds: Mapping[str, Any]) -> dict[str, Any]:

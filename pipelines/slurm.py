@@ -91,16 +91,13 @@ def run_arguments(arguments: argparse.Namespace, default_config: str = "pretrain
     return run_slurm(config, settings, job, show=arguments.show)
 
 
-def run_slurm(
-    config: str, settings: Sequence[str], job: Job, command: Sequence[str] = ("pretrain",), show: bool = False
-) -> int:
+def run_slurm(config: str, settings: Sequence[str], job: Job, show: bool = False) -> int:
     """Writes `job.sbatch` into the run directory and submits it, or only prints it.
 
     Args:
         config: YAML file or its name.
         settings: `key=value` texts.
         job: what is asked of SLURM.
-        command: words of the faceprior command, before the configuration.
         show: print the script and write nothing.
 
     Returns:
@@ -112,7 +109,7 @@ def run_slurm(
     """
     from pipelines.stage import run_path
 
-    script = sbatch_script(config, settings, job, command)
+    script = sbatch_script(config, settings, job)
     if show:
         print(script, end="")
         return 0
@@ -135,9 +132,7 @@ def run_slurm(
     return 0
 
 
-def sbatch_script(
-    config: str, settings: Sequence[str], job: Job, command: Sequence[str] = ("pretrain",)
-) -> str:
+def sbatch_script(config: str, settings: Sequence[str], job: Job) -> str:
     """The batch script; every value in it is quoted for the shell or refused.
 
     Args and errors: see `run_slurm`.
@@ -145,7 +140,8 @@ def sbatch_script(
     from pipelines.stage import run_path
     from shards.stream import plan_layout
 
-    words = [*command, config, *settings]
+    resolved = load_config(config, settings)
+    words = ["pretrain" if resolved.task == "pretrain" else "finetune", config, *settings]
     for word in (*words, str(Path.cwd()), sys.executable):
         if not word.isprintable():
             raise ConfigError(f"{word!r}: line breaks and control characters cannot go into a batch script")
@@ -155,7 +151,6 @@ def sbatch_script(
     for name in ("gpus_per_node", "cpus_per_node"):
         if getattr(job, name) < 0:
             raise ConfigError(f"{name}={getattr(job, name)}: must not be negative")
-    resolved = load_config(config, settings)
     train = resolved.train
     plan_layout(train.global_batch_size, train.batch_size, 0, job.nodes * job.processes_per_node)
     for folder in filter(None, (part.strip() for part in resolved.data.shards.split(","))):
@@ -170,6 +165,7 @@ def sbatch_script(
         "NODES": str(job.nodes),
         "CPUS": str(job.cpus_per_node or _CPUS_PER_GPU * job.processes_per_node),
         "GRACE": str(job.grace),
+        "STOPPED": shlex.quote(str(run.absolute() / "stopped")),
         "FOLDER": shlex.quote(str(Path.cwd())),
         "PYTHON": shlex.quote(sys.executable),
         "PROCESSES": str(job.processes_per_node),

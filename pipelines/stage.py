@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,24 +20,31 @@ from pipelines.checkpoint import (
     TensorFile,
     load_optimizer_tensors,
     optimizer_tensors,
+    read_checkpoint,
 )
 from pipelines.config import ConfigError, RunConfig
 from pipelines.data import Splits, open_splits
-from pipelines.loop import Plan, Progress, Trainee, build_accelerator, fit
+from pipelines.loop import Trainee, build_accelerator, evaluation_is_due, fit
 from pipelines.optim import build_optimizer, param_groups
 from pipelines.processes import Processes, stop_requests
+from pipelines.progress import Plan, Progress
 from pipelines.report import write_report
 from pipelines.rundir import RUNS, RunDir, publish
 from pretrain.task import Task
 from shards.shardset import ShardSet
 from shards.stream import Batch, plan_layout
+from shards.workers import num_cores
 
 
 class Observer(Protocol):
     """What a task measures and draws of itself during training."""
 
     def evaluate(self, step: int) -> Mapping[str, float]:
-        """Called in every process, without gradients, the model in eval mode."""
+        """Called in every process, without gradients, the model in eval mode.
+
+        Returns:
+            What is to be logged; by the highest `val_score`, where there is one, the best checkpoint is kept.
+        """
         ...
 
 
@@ -51,6 +59,8 @@ class Context:
         plan: length and layout.
         processes: this process among the others.
         device: that computes.
+        saved: facts of the files of the checkpoint that the run goes on from, by name; empty at its first
+            start. What a model starts from is read only then: it need not be there any more.
     """
 
     config: RunConfig
@@ -59,6 +69,7 @@ class Context:
     plan: Plan
     processes: Processes
     device: torch.device
+    saved: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Parts:
 
     Attributes:
         task: what a step computes.
-        model: with its initial weights, on the CPU.
+        model: on the CPU, with its initial weights, or with any if the run goes on (`Context.saved`).
         observer: evaluation during training.
         files: the model's files of a checkpoint, by name without suffix.
         load: puts such files back into the model.
@@ -100,15 +111,21 @@ def run_stage(config: RunConfig, name: str, build_parts: Callable[[Context], Par
     processes = Processes()
     set_threads(config.train.threads)
     run = RunDir(run_path(config, name), processes.is_main, config.train.tensorboard)
+    store = CheckpointStore(run.checkpoints, config.train.keep, config.train.keep_every)
     with stop_requests() as stop:
-        run.open(config)
         try:
+            processes.together(lambda: run.open(config))
+            checkpoint = load_agreed(store, processes)
             splits = open_splits(config.data, processes)
             plan = plan_run(config, splits.train, processes)
-            context = Context(config, run, splits, plan, processes, accelerator.device)
-            stage = _Stage(context, build_parts(context))
-            progress = stage.restore()
-            if progress.step >= plan.total_steps:
+            saved = {name: file.facts for name, file in checkpoint.files.items()} if checkpoint else {}
+            context = Context(config, run, splits, plan, processes, accelerator.device, saved)
+            if checkpoint:
+                processes.together(lambda: run.check_data(data_facts(splits.train)))
+            stage = _Stage(context, build_parts(context), store)
+            progress = stage.restore(checkpoint)
+            del checkpoint  # as large as model and optimiser
+            if stage.has_finished(progress):
                 _say(processes, f"{run.path}: finished before, at step {progress.step}; nothing to do")
                 return 0
             stage.begin(progress)
@@ -129,6 +146,20 @@ def run_stage(config: RunConfig, name: str, build_parts: Callable[[Context], Par
             run.close()
 
 
+def load_agreed(store: CheckpointStore, processes: Processes) -> Checkpoint | None:
+    """The checkpoint to go on from: the main process chooses, the others read that very one.
+
+    Raises:
+        CheckpointError: see `CheckpointStore.load`.
+        PeerError: another process cannot read it.
+    """
+    checkpoint = processes.together(lambda: store.load() if processes.is_main else None)
+    name = processes.agree(checkpoint.name if checkpoint else "")
+    if not name:
+        return None
+    return processes.together(lambda: checkpoint or read_checkpoint(store.folder / name))
+
+
 def run_path(config: RunConfig, name: str) -> Path:
     """The run directory: `config.run`, or runs/<task>/<name>."""
     return Path(config.run) if config.run else RUNS / config.task / (name or "default")
@@ -137,7 +168,7 @@ def run_path(config: RunConfig, name: str) -> Path:
 def set_threads(threads: int) -> None:
     """torch's threads on a CPU: this process's share of the cores unless given."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, _num_cores() // local))
+    torch.set_num_threads(threads or max(1, num_cores() // local))
 
 
 def loader_workers(num_workers: int, device: torch.device) -> int:
@@ -151,12 +182,7 @@ def loader_workers(num_workers: int, device: torch.device) -> int:
     if device.type == "cpu":
         return 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(2, min(12, _num_cores() // local))
-
-
-def _num_cores() -> int:
-    """Cores that this process may use: a scheduler often grants fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, min(12, num_cores() // local))
 
 
 def plan_run(config: RunConfig, shards: ShardSet, processes: Processes) -> Plan:
@@ -174,26 +200,32 @@ def plan_run(config: RunConfig, shards: ShardSet, processes: Processes) -> Plan:
     return Plan(total, len(shards), layout)
 
 
+def data_facts(train: ShardSet) -> dict[str, Any]:
+    """What run.json says of the data."""
+    return {
+        "hash": train.hash,
+        "folders": [str(folder) for folder in train.folders],
+        "sources": [manifest.source for manifest in train.manifests],
+        "licences": [manifest.licence for manifest in train.manifests],
+        "rendered": train.rendered,
+        "num_samples": len(train),
+        "alignment": [dict(manifest.alignment) for manifest in train.manifests],
+    }
+
+
 class _Stage:
     """One run: what `fit` calls between steps, and what surrounds it."""
 
-    def __init__(self, context: Context, parts: Parts) -> None:
-        self.context, self.parts = context, parts
-        train, optim = context.config.train, context.config.optim
-        self.store = CheckpointStore(context.run.checkpoints, train.keep, train.keep_every)
-        groups = param_groups(parts.model, parts.task.param_rules(), optim.weight_decay)
-        self.optimizer = build_optimizer(groups, optim)
-        self.saved_rng: Mapping[str, torch.Tensor] = {}
+    def __init__(self, context: Context, parts: Parts, store: CheckpointStore) -> None:
+        self.context, self.parts, self.store = context, parts, store
+        config = context.config
+        groups = param_groups(parts.model, parts.task.param_rules(), config.optim.weight_decay)
+        self.optimizer = build_optimizer(groups, config.optim)
+        self._saved_step = 0
 
-    def restore(self) -> Progress:
-        """Loads the newest whole checkpoint, if there is one."""
+    def restore(self, checkpoint: Checkpoint | None) -> Progress:
+        """Puts a checkpoint back, if there is one."""
         context = self.context
-        checkpoint = None
-        if context.processes.is_main:  # it alone moves damaged folders aside
-            checkpoint = self.store.load()
-        context.processes.barrier()
-        if not context.processes.is_main:
-            checkpoint = self.store.load()
         if checkpoint is None:
             return Progress()
         expected = checkpoint.step * context.plan.layout.global_batch_size
@@ -205,15 +237,27 @@ class _Stage:
         self.parts.load(checkpoint.files)
         self.parts.model.to(context.device)
         load_optimizer_tensors(self.optimizer, checkpoint.files["optimizer"].tensors)
-        _set_rng(checkpoint.files["rng"].tensors, context.processes.rank)
-        _say(context.processes, f"{context.run.path}: going on from step {checkpoint.step}")
-        return Progress(checkpoint.step, checkpoint.position)
+        _set_rng(checkpoint.files["rng"].tensors, context.processes.rank, context.device)
+        self._saved_step = checkpoint.step
+        return Progress(checkpoint.step, checkpoint.position, checkpoint.skipped)
+
+    def has_finished(self, progress: Progress) -> bool:
+        """Whether nothing is left to do: all steps were made, evaluated and published."""
+        finished = progress.step >= self.context.plan.total_steps
+        finished = finished and self.context.run.ended("finished", progress.step)
+        return self.context.processes.agree("finished" if finished else "") != ""
 
     def begin(self, progress: Progress) -> None:
         """Writes down what this run is, and says it."""
         context = self.context
+        context.run.begin()
         context.run.keep_metrics_until(progress.step)
-        context.run.record(self.facts())
+        context.run.record(self.facts(), progress.step, context.device)
+        if progress.step:
+            _say(context.processes, f"{context.run.path}: going on from step {progress.step}")
+        if context.splits.val is None:
+            folders = ", ".join(str(folder) for folder in context.splits.train.folders)
+            _say(context.processes, f"no val split beside {folders}: nothing is held out, nothing evaluated")
         layout, config = context.plan.layout, context.config
         lr = config.optim.base_lr * layout.global_batch_size / 256
         count = sum(p.numel() for p in self.parts.model.parameters() if p.requires_grad)
@@ -228,19 +272,10 @@ class _Stage:
 
     def facts(self) -> dict[str, Any]:
         """What run.json says of this run besides versions."""
-        train = self.context.splits.train
         return {
             "task": self.context.config.task,
             "seed": self.context.config.seed,
-            "data": {
-                "hash": train.hash,
-                "folders": [str(folder) for folder in train.folders],
-                "sources": [manifest.source for manifest in train.manifests],
-                "licences": [manifest.licence for manifest in train.manifests],
-                "rendered": train.rendered,
-                "num_samples": len(train),
-                "alignment": [dict(manifest.alignment) for manifest in train.manifests],
-            },
+            "data": data_facts(self.context.splits.train),
             "total_steps": self.context.plan.total_steps,
             "world_size": self.context.processes.world_size,
         }
@@ -253,35 +288,79 @@ class _Stage:
         model, optimizer = accelerator.prepare(model, self.optimizer)
         return Trainee(self.parts.task, model, optimizer)
 
-    def evaluate(self, step: int) -> Mapping[str, float]:
+    def owes_evaluation(self, done: Progress) -> bool:
         """See `loop.Hooks`."""
-        return self.parts.observer.evaluate(step)
+        owed = evaluation_is_due(done.step, self.context.plan, self.context.config.eval.every)
+        owed = owed and not self.context.run.has_logged("eval", done.step)
+        return self.context.processes.agree("owed" if owed else "") != ""
 
-    def save(self, step: int, position: int) -> None:
+    def evaluate(self, done: Progress) -> Mapping[str, float]:
+        """See `loop.Hooks`: whether and when a run evaluates changes nothing of its training.
+
+        A step that scores higher than every one before is saved, if it is not yet, and kept as the best.
+        """
+        device = self.context.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            values = self.parts.observer.evaluate(done.step)
+        score, processes = values.get("val_score"), self.context.processes
+        is_best = processes.is_main and score is not None and self.store.is_best(score)
+        if processes.agree("best" if is_best else ""):
+            self.save(done)
+        if is_best and score is not None:
+            self.store.mark_best(done.step, score)
+        return values
+
+    def save(self, done: Progress) -> None:
         """See `loop.Hooks`: the main process writes, the others hand in their random states and wait."""
-        rng = _gather_rng(self.context.processes)
+        if done.step == self._saved_step:
+            return
+        rng = _gather_rng(self.context.processes, self.context.device)
+        self.context.processes.together(lambda: self._write(done, rng))
+        self._saved_step = done.step
+
+    def _write(self, done: Progress, rng: Mapping[str, torch.Tensor]) -> None:
         if self.context.processes.is_main:
             files = {
                 **self.parts.files(),
                 "optimizer": TensorFile(optimizer_tensors(self.optimizer), {"format": "faceprior-optimizer"}),
-                "rng": TensorFile(rng, {"format": "faceprior-rng"}),
+                "rng": TensorFile(dict(rng), {"format": "faceprior-rng"}),
             }
-            self.store.save(Checkpoint(step, position, files))
-        self.context.processes.barrier()
+            self.store.save(Checkpoint(done.step, done.position, files, done.skipped))
 
     def finish(self, done: Progress) -> int:
-        """Publishes a finished run; says how to go on with another. Returns the exit status."""
+        """Publishes a finished run; says how to go on with another.
+
+        Returns:
+            The exit status: 0, or 128 + signal for a run that one stopped before it was finished.
+        """
         context = self.context
-        if context.processes.is_main:
-            finished = done.step == context.plan.total_steps
-            write_report([context.run.path])
-            if finished:
-                publish(context.config.task, context.run.path)
-                print(f"done: {context.run.path}/report.html, {self.store.folders()[-1]}")
-            else:
-                print(f"stopped at step {done.step}, saved; the same command goes on from there")
-        context.processes.barrier()
-        return 128 + done.stopped_by if done.stopped_by > 0 else 0
+        finished = done.step >= context.plan.total_steps
+        context.processes.together(lambda: self._close(done, finished))
+        return 128 + done.stopped_by if done.stopped_by > 0 and not finished else 0
+
+    def _close(self, done: Progress, finished: bool) -> None:
+        run = self.context.run
+        if not run.writes:
+            return
+        if finished:
+            publish(self.context.config.task, run.path)
+        reported = _report(run.path)
+        run.end("finished" if finished else "stopped", done.step)
+        if finished:
+            print(f"done: {reported}{self.store.folders()[-1]}")
+        else:
+            print(f"stopped at step {done.step}, saved; the same command goes on from there")
+
+
+def _report(run: Path) -> str:
+    """Writes the report of a run that has ended well, whatever becomes of the report."""
+    try:
+        return f"{write_report([run])}, "
+    except Exception as error:
+        print(
+            f"no report ({error!r}): the run is whole; `faceprior report {run}` tries again", file=sys.stderr
+        )
+        return ""
 
 
 def _say(processes: Processes, text: str) -> None:
@@ -289,17 +368,17 @@ def _say(processes: Processes, text: str) -> None:
         print(text, flush=True)
 
 
-def _gather_rng(processes: Processes) -> dict[str, torch.Tensor]:
+def _gather_rng(processes: Processes, device: torch.device) -> dict[str, torch.Tensor]:
     """The state of torch's generators in every process; the pipeline's own randomness has no state."""
     states = {f"cpu.{i}": state for i, state in enumerate(processes.gather(torch.get_rng_state()))}
-    if torch.cuda.is_available():
-        cuda = processes.gather(torch.cuda.get_rng_state())
+    if device.type == "cuda":
+        cuda = processes.gather(torch.cuda.get_rng_state(device))
         states |= {f"cuda.{i}": state for i, state in enumerate(cuda)}
     return states
 
 
-def _set_rng(states: Mapping[str, torch.Tensor], rank: int) -> None:
+def _set_rng(states: Mapping[str, torch.Tensor], rank: int, device: torch.device) -> None:
     if f"cpu.{rank}" in states:
         torch.set_rng_state(states[f"cpu.{rank}"])
-    if f"cuda.{rank}" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states[f"cuda.{rank}"])
+    if f"cuda.{rank}" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states[f"cuda.{rank}"], device)

@@ -18,10 +18,15 @@ class KeyedDropPath(nn.Module):
 
     Args:
         drop_prob: share of samples that lose the branch, in [0, 1).
+
+    Raises:
+        ValueError: a share out of range.
     """
 
     def __init__(self, drop_prob: float) -> None:
         super().__init__()
+        if not 0 <= drop_prob < 1:
+            raise ValueError(f"drop_path_rate must lie in [0, 1), got {drop_prob}")
         self.drop_prob = drop_prob
         self.factors: Tensor | None = None
 
@@ -37,17 +42,22 @@ class KeyedDropPath(nn.Module):
         return f"drop_prob={self.drop_prob:.3f}"
 
 
-def set_drop_paths(module: nn.Module, keys: Tensor, view: int = 0) -> None:
+def set_drop_paths(module: nn.Module, keys: Tensor | None, view: int = 0) -> None:
     """Decides what the next training pass of `module` drops.
 
     Args:
         module: holds KeyedDropPath modules, or none.
-        keys: (B,) int64, the samples' random keys.
+        keys: (B,) int64, the samples' random keys; None will do where nothing is dropped.
         view: which of several models or passes over the same samples.
+
+    Raises:
+        ValueError: no keys, and something to drop: what an earlier batch lost would be dropped again.
     """
     paths = [part for part in module.modules() if isinstance(part, KeyedDropPath)]
     if not paths or not module.training:
         return
+    if keys is None:
+        raise ValueError("drop path needs the samples' random keys: pass them in training")
     uniform = keyed.uniform_noise(keys, f"drop_path.{view}" if view else "drop_path", len(paths))
     for path, draws in zip(paths, uniform.unbind(1), strict=True):
         path.factors = ((draws >= path.drop_prob).float() / (1 - path.drop_prob))[:, None, None]

@@ -83,7 +83,7 @@ def build_encoder(config: EncoderConfig, generator: torch.Generator | None = Non
         config.name, drop_path_rate=config.drop_path_rate, weight_init="skip", **timm_arguments(config)
     )
     grid_of(config.image_size, encoder.patch_embed.patch_size)
-    _key_drop_paths(encoder)
+    key_drop_paths(encoder)
     init_weights(encoder, generator)
     num_prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
     fill_sincos(encoder.pos_embed, encoder.patch_embed.grid_size, num_prefix)
@@ -127,7 +127,7 @@ def _check_plain(name: str) -> None:
         raise ValueError(f"timm model {name!r} has no {missing}: {remedy}")
 
 
-def _key_drop_paths(module: nn.Module) -> None:
+def key_drop_paths(module: nn.Module) -> None:
     """Replaces timm's DropPath modules, which draw from torch's global generator; they have no weights."""
     for parent in list(module.modules()):
         children: dict[str, Any] = parent._modules

@@ -8,41 +8,47 @@ and the bytes do not depend on who made what when. The manifest is written last.
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
-import multiprocessing
-import os
+import logging
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from shards.files import atomic_write, clear_disk_errors, locked, sha256_file, write_atomic
-from shards.index import index_bytes
+from shards.files import clear_disk_errors, locked, write_atomic
 from shards.labels import DataError
-from shards.manifest import NAME, Manifest, ShardEntry, load_manifest
-from shards.records import (
-    Encoded,
-    Item,
-    LabelSpace,
-    Maker,
-    Rejected,
-    Source,
-    canonical_json,
-    fingerprint,
-    info_to_json,
-)
-from shards.tars import write_tar
+from shards.manifest import NAME, Manifest, ShardEntry, load_manifest, save_manifest
+from shards.records import Item, LabelSpace, Source, canonical_json, fingerprint, info_to_json
+from shards.shardjob import PARTS, ShardJob, finished_record, forget, make_shard
+from shards.workers import Died, num_cores, run_jobs
 
 QUARANTINE = "quarantine.csv"
-_PARTS = ".parts"
+_LOG = logging.getLogger(__name__)
+_LOCK = ".lock"  # parts share it; a whole build and `merge` hold it alone
+_FEW = 3  # pictures of a split that may be left out, however small it is
 _VERSION = 1
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """ "2/5" -> (2, 5); "" -> (1, 1).
+
+    Raises:
+        DataError: not of the form i/n with 1 <= i <= n.
+    """
+    if not text:
+        return 1, 1
+    first, slash, second = text.partition("/")
+    if slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
+        return int(first), int(second)
+    raise DataError(f"part {text!r}: write it as i/n with i from 1 to n, as in part=2/8")
 
 
 @dataclass(frozen=True)
@@ -53,44 +59,56 @@ class BuildConfig:
         shard_size: items to a shard (a shard holds fewer samples where some were left out).
         workers: processes; 0 = one for each core.
         part: "i/n" makes only shards i, i+n, … (from 1), to be joined by `merge`.
-        max_quarantined: refuse the result if a larger share of the items was left out.
+        max_quarantined: refuse the result if a larger share of a split's items was left out, and more than
+            three; 0 = if any was.
         chunk_size: items handed to a maker at once.
+        again: make all shards anew, though they are finished: for pictures that were replaced.
+
+    Raises:
+        DataError: a number out of range, or no part.
     """
 
     shard_size: int = 1000
     workers: int = 0
     part: str = ""
-    max_quarantined: float = 0.5
+    max_quarantined: float = 0.05
     chunk_size: int = 32
+    again: bool = False
 
-
-@dataclass(frozen=True)
-class _Job:
-    """One shard to make: picklable."""
-
-    out: Path
-    number: int
-    items: Sequence[Item]
-    chunk_size: int
-    fingerprint: str
+    def __post_init__(self) -> None:
+        for name, low in (("shard_size", 1), ("workers", 0), ("chunk_size", 1)):
+            if getattr(self, name) < low:
+                raise DataError(f"build.{name}={getattr(self, name)}: must be {low} or more")
+        if not 0 <= self.max_quarantined <= 1:
+            raise DataError(f"build.max_quarantined={self.max_quarantined}: must be from 0 to 1")
+        parse_part(self.part)
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is left to be made of one split: jobs, and how many of its items are done."""
+    """What is left to be made of one split.
+
+    Attributes:
+        out: its folder.
+        num_items: of this part.
+        jobs: shards to make.
+        num_done: items of the shards that are made.
+        is_whole: the split is made, manifest and all.
+    """
 
     out: Path
-    jobs: list[_Job]
     num_items: int
-    num_done: int
-
-
-_maker: Maker | None = None
-_progress: Any = None
+    jobs: Sequence[ShardJob] = ()
+    num_done: int = 0
+    is_whole: bool = False
 
 
 def build(source: Source, out: Path, config: BuildConfig = BuildConfig(), quiet: bool = False) -> list[Path]:
     """Makes every split of `source` under `out`; what is already whole is kept.
+
+    Shards are kept as they were made of the pictures of then, even if these have changed: what decides is
+    the list of keys and the settings. `config.again` makes them anew; so does another call after one that was
+    refused for what was left out, for the shards with something left out.
 
     Args:
         source: what to read.
@@ -102,7 +120,8 @@ def build(source: Source, out: Path, config: BuildConfig = BuildConfig(), quiet:
         The folders of the splits.
 
     Raises:
-        DataError: no items, an unusable folder, a folder made from something else, or too much quarantined.
+        DataError: no items, an unusable folder, a folder made from something else or in which another
+            process works, a picture that cannot be read or brings processes down, or too much quarantined.
     """
     num_parts = parse_part(config.part)[1]
     splits = list(source.splits())
@@ -120,7 +139,8 @@ def build(source: Source, out: Path, config: BuildConfig = BuildConfig(), quiet:
         )
         if num_parts == 1:
             for plan in plans:
-                merge(plan.out, config.max_quarantined)
+                if not plan.is_whole:
+                    _merge(plan.out, config.max_quarantined)
     return [plan.out for plan in plans]
 
 
@@ -130,62 +150,91 @@ def _plan_split(source: Source, split: str, out: Path, config: BuildConfig, lock
     _check_items(items, f"{source.info.name}/{split}")
     description = _description(source, split, items, config)
     part, num_parts = parse_part(config.part)
-    wanted = range(part - 1, -(-len(items) // config.shard_size), num_parts)
+    wanted = range(part - 1, description["num_shards"], num_parts)
     sizes = {k: min(config.shard_size, len(items) - k * config.shard_size) for k in wanted}
-    num_items = sum(sizes.values())
-    if _already_made(out, description):
-        return _Plan(out, [], num_items, num_items)
+    whole = _Plan(out, num_items=sum(sizes.values()), num_done=sum(sizes.values()), is_whole=True)
+    if _already_made(out, description) and not config.again:
+        _LOG.info("%s: already made; build.again=true makes it anew, should pictures have changed", out)
+        return whole
     with clear_disk_errors(out):
-        (out / _PARTS).mkdir(parents=True, exist_ok=True)
-    locks.enter_context(locked(out / f".lock-{part}-of-{num_parts}"))
-    write_atomic(out / _PARTS / f"build-{part}-of-{num_parts}.json", canonical_json(description))
+        out.mkdir(parents=True, exist_ok=True)
+    locks.enter_context(locked(out / _LOCK, shared=num_parts > 1))
+    if _already_made(out, description) and not config.again:
+        return whole  # by another process, in the meantime
     mark = fingerprint(description)
-    jobs = []
-    for number in wanted:
-        if _finished(out, number, mark) is None:
-            _remove_leftovers(out, number)
-            part_items = items[number * config.shard_size : (number + 1) * config.shard_size]
-            jobs.append(_Job(out, number, part_items, config.chunk_size, mark))
-    return _Plan(out, jobs, num_items, num_items - sum(sizes[job.number] for job in jobs))
+    with clear_disk_errors(out):
+        (out / PARTS).mkdir(exist_ok=True)
+        unmade = _unmade(out, wanted, description, config)
+        for number in unmade:
+            forget(out, number)
+    asked = {"description": description, "max_quarantined": config.max_quarantined}
+    write_atomic(_part_path(out, config.part), canonical_json(asked))
+    size = config.shard_size
+    jobs = [
+        ShardJob(out, number, items[number * size : (number + 1) * size], config.chunk_size, mark)
+        for number in unmade
+    ]
+    return _Plan(out, whole.num_items, jobs, whole.num_items - sum(sizes[number] for number in unmade))
 
 
-def _remove_leftovers(out: Path, number: int) -> None:
-    """What a killed build left half-written of one shard."""
-    for leftover in (
-        *out.glob(f".faces-{number:06d}.*.tmp"),
-        *(out / _PARTS).glob(f".{number:06d}.json.*.tmp"),
+def _unmade(
+    out: Path, wanted: Sequence[int], description: Mapping[str, Any], config: BuildConfig
+) -> Sequence[int]:
+    """The shards to make of those `wanted`."""
+    if config.again:
+        (out / NAME).unlink(missing_ok=True)
+        return wanted
+    mark = fingerprint(description)
+    unmade = [number for number in wanted if finished_record(out, number, mark) is None]
+    if unmade:
+        return unmade
+    # All is made, so an earlier call ended with what `merge` says of it. If it would refuse it again, the
+    # pictures left out are looked at once more: to be called again is to have mended them.
+    records = [finished_record(out, number, mark) for number in range(description["num_shards"])]
+    made = [record for record in records if record is not None]
+    num_rejected = sum(len(record["rejected"]) for record in made)
+    is_empty = all(record["entry"] is None for record in made)
+    if len(made) < len(records) or not (
+        is_empty or _too_many(num_rejected, description["num_items"], config.max_quarantined)
     ):
-        leftover.unlink()
+        return []
+    return [number for number in wanted if made[number]["rejected"]]
 
 
-def parse_part(text: str) -> tuple[int, int]:
-    """ "2/5" -> (2, 5); "" -> (1, 1).
-
-    Raises:
-        DataError: not of the form i/n with 1 <= i <= n.
-    """
-    if not text:
-        return 1, 1
-    first, slash, second = text.partition("/")
-    if slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second):
-        return int(first), int(second)
-    raise DataError(f"part {text!r}: write it as i/n with i from 1 to n, as in part=2/8")
+def _too_many(num_rejected: int, num_items: int, max_quarantined: float) -> bool:
+    """True if more was left out than may be."""
+    return num_rejected > (max(max_quarantined * num_items, _FEW) if max_quarantined else 0)
 
 
-def merge(out: Path, max_quarantined: float = 0.5) -> Manifest:
+def _part_path(out: Path, part: str) -> Path:
+    return out / PARTS / "build-{}-of-{}.json".format(*parse_part(part))
+
+
+def merge(out: Path, max_quarantined: float | None = None) -> Manifest:
     """Joins the parts of a split: checks that every shard is there, writes quarantine list and manifest.
 
+    Args:
+        out: folder of the split.
+        max_quarantined: see `BuildConfig`; by default the largest that a part was given.
+
     Raises:
-        DataError: parts of different builds, a shard that is missing (names the part to run), or too much
+        DataError: parts of different builds or still at work, a shard that is missing, or too much
             quarantined.
     """
-    descriptions = [
-        json.loads(path.read_bytes()) for path in sorted((out / _PARTS).glob("build-*-of-*.json"))
-    ]
-    if not descriptions:
+    if not (out / PARTS).exists():
         if (out / NAME).exists():
             return load_manifest(out)
         raise DataError(f"{out}: nothing to merge; run `shards build` with part=1/n … n/n first")
+    with locked(out / _LOCK):
+        return _merge(out, max_quarantined)
+
+
+def _merge(out: Path, max_quarantined: float | None) -> Manifest:
+    """`merge` for one who holds the lock."""
+    asked = [json.loads(path.read_bytes()) for path in sorted((out / PARTS).glob("build-*-of-*.json"))]
+    if not asked:
+        raise DataError(f"{out}: nothing to merge; run `shards build` with part=1/n … n/n first")
+    descriptions = [part.get("description") for part in asked]
     if any(d != descriptions[0] for d in descriptions):
         raise DataError(
             f"{out}: its parts were built with different settings; empty the folder and build again"
@@ -195,7 +244,7 @@ def merge(out: Path, max_quarantined: float = 0.5) -> Manifest:
     entries: list[ShardEntry] = []
     rejected: list[tuple[str, str]] = []
     for number in range(description["num_shards"]):
-        record = _finished(out, number, mark)
+        record = finished_record(out, number, mark)
         if record is None:
             raise DataError(
                 f"{out}: shard {number} is missing: run the part of the build that makes it, then merge"
@@ -203,7 +252,8 @@ def merge(out: Path, max_quarantined: float = 0.5) -> Manifest:
         if record["entry"] is not None:
             entries.append(ShardEntry(**record["entry"]))
         rejected += [(key, reason) for key, reason in record["rejected"]]
-    return write_manifest(out, description, entries, rejected, max_quarantined)
+    limit = max(part["max_quarantined"] for part in asked) if max_quarantined is None else max_quarantined
+    return write_manifest(out, description, entries, rejected, limit)
 
 
 def _check_items(items: Sequence[Item], where: str) -> None:
@@ -239,114 +289,50 @@ def _already_made(out: Path, description: Mapping[str, Any]) -> bool:
         if manifest.build.get("fingerprint") == fingerprint(description):
             return True
         raise DataError(f"{out}: holds shards of {manifest.source} made with other settings; {remedy}")
-    for path in sorted((out / _PARTS).glob("build-*-of-*.json")):
-        if path.read_bytes() != canonical_json(description):
+    for path in sorted((out / PARTS).glob("build-*-of-*.json")):
+        if json.loads(path.read_bytes()).get("description") != description:
             raise DataError(f"{out}: holds an unfinished build with other settings; {remedy}")
     return False
 
 
-def _finished(out: Path, number: int, mark: str) -> dict[str, Any] | None:
-    """The record of a shard that is whole and of this build, else None."""
-    path = out / _PARTS / f"{number:06d}.json"
-    try:
-        record = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    if record["fingerprint"] != mark:
-        return None
-    entry = record["entry"]
-    if entry is not None:
-        tar, index = out / entry["tar"], out / entry["index"]
-        if not tar.is_file() or not index.is_file() or tar.stat().st_size != entry["tar_size"]:
-            return None
-    return dict(record)
+def _run(source: Source, jobs: Sequence[ShardJob], workers: int, bar: Any) -> None:
+    """Makes the shards of `jobs`, in this process or in several.
 
-
-def _run(source: Source, jobs: Sequence[_Job], workers: int, bar: Any) -> None:
-    """Makes the shards of `jobs`, in this process or in several."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    Raises:
+        DataError: a shard's processes died; all others are made.
+    """
+    workers = min(workers or num_cores(), len(jobs))
     with bar:
         if workers <= 1:
             maker = source.open_maker() if jobs else None
             for job in jobs:
                 assert maker is not None
-                _make_shard(maker, job, bar.update)
+                make_shard(maker, job, bar.update)
             return
-        context = multiprocessing.get_context("spawn")
-        counter = context.Value("q", 0)
-        with ProcessPoolExecutor(workers, context, _start_worker, (source, counter)) as pool:
-            pending: set[Future[None]] = {pool.submit(_work, job) for job in jobs}
-            shown = 0
-            try:
-                while pending:
-                    finished, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-                    shown = _catch_up(bar, counter, shown)
-                    for future in finished:
-                        future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-            _catch_up(bar, counter, shown)
-
-
-def _catch_up(bar: Any, counter: Any, shown: int) -> int:
-    """Moves the bar to what the workers have counted; returns that count."""
-    counted = int(counter.value)
-    if counted > shown:
-        bar.update(counted - shown)
-    return counted
-
-
-def _start_worker(source: Source, counter: Any) -> None:
-    global _maker, _progress
-    torch.set_num_threads(1)  # there is a worker for each core
-    _maker, _progress = source.open_maker(), counter
-
-
-def _work(job: _Job) -> None:
-    assert _maker is not None
-
-    def advance(count: int) -> None:
-        with _progress.get_lock():
-            _progress.value += count
-
-    _make_shard(_maker, job, advance)
-
-
-def _make_shard(maker: Maker, job: _Job, advance: Any) -> None:
-    """Makes one shard: tar, index, then the record that says both are whole."""
-    rejected: list[Rejected] = []
-
-    def samples() -> Iterator[Encoded]:
-        for start in range(0, len(job.items), job.chunk_size):
-            chunk = job.items[start : start + job.chunk_size]
-            for record in maker(chunk):
-                if isinstance(record, Rejected):
-                    rejected.append(record)
-                else:
-                    yield record
-            advance(len(chunk))
-
-    name = f"faces-{job.number:06d}"
-    tar = job.out / f"{name}.tar"
-    with atomic_write(tar) as file:
-        written = write_tar(file, samples())
-    entry = None
-    if written.rows:
-        index = job.out / f"{name}.idx"
-        write_atomic(index, index_bytes(tar.name, written.size, written.sha256, written.rows))
-        digest = sha256_file(index)
-        entry = asdict(
-            ShardEntry(tar.name, written.size, written.sha256, index.name, digest, len(written.rows))
+        before = bar.n
+        outcomes = run_jobs(
+            functools.partial(_open_work, source),
+            jobs,
+            workers,
+            lambda done: bar.update(max(0, before + done - bar.n)),
+            lambda job: replace(job, chunk_size=1),  # so that it is known which picture it was
         )
-    else:
-        tar.unlink()
-    record = {
-        "fingerprint": job.fingerprint,
-        "entry": entry,
-        "rejected": [[r.key, r.reason] for r in rejected],
-    }
-    write_atomic(job.out / _PARTS / f"{job.number:06d}.json", canonical_json(record))
+        died = [(jobs[number], outcome.done) for number, outcome in outcomes if isinstance(outcome, Died)]
+    if died:
+        job, done = died[0]
+        where = f"picture {job.items[done].key!r}" if done < len(job.items) else "its end"
+        raise DataError(
+            f"{job.out}: shard {job.number} brings its process down, at {where}"
+            + (f", and so do {len(died) - 1} others" if len(died) > 1 else "")
+            + " (a picture that crashes the decoder, or too little memory). Mend it or put an empty file in "
+            "its place, which is left out, and run the same command again, perhaps with fewer build.workers: "
+            "finished shards are kept"
+        )
+
+
+def _open_work(source: Source) -> Callable[[ShardJob, Callable[[int], None]], None]:
+    torch.set_num_threads(1)  # there is a worker for each core
+    return functools.partial(make_shard, source.open_maker())
 
 
 def write_manifest(
@@ -356,13 +342,21 @@ def write_manifest(
     rejected: Sequence[tuple[str, str]],
     max_quarantined: float,
 ) -> Manifest:
-    """Writes quarantine list and manifest, then drops the records of the build."""
+    """Writes quarantine list and manifest, then drops the records of the build.
+
+    Raises:
+        DataError: too much quarantined, or nothing else.
+    """
     write_atomic(out / QUARANTINE, _quarantine_csv(rejected))
     num_items = description["num_items"]
-    if len(rejected) > max_quarantined * num_items or not entries:
+    if not entries or _too_many(len(rejected), num_items, max_quarantined):
+        kinds = Counter(reason for _, reason in rejected).most_common(3)
+        reasons = ", ".join(f"{count} {reason!r:.60}" for reason, count in kinds)
+        enough = math.ceil(1000 * len(rejected) / num_items) / 1000
         raise DataError(
-            f"{out}: {len(rejected)} of {num_items} images were left out (reasons: {out / QUARANTINE}). "
-            f"Mend the input, or allow it with max_quarantined={len(rejected) / num_items:.2f}"
+            f"{out}: {len(rejected)} of {num_items} images were left out ({reasons}; all: "
+            f"{out / QUARANTINE}). Mend them and build again"
+            + (f", or allow it with build.max_quarantined={enough}" if entries else "")
         )
     info = description["info"]
     manifest = Manifest(
@@ -380,11 +374,11 @@ def write_manifest(
         shards=tuple(entries),
         build={"fingerprint": fingerprint(description), "settings": info.get("settings", {})},
     )
-    write_atomic(out / NAME, json.dumps(manifest.to_json(), indent=1).encode())
-    for path in (out / _PARTS).glob("*"):
+    save_manifest(out, manifest)
+    for path in (out / PARTS).glob("*"):
         path.unlink()
-    if (out / _PARTS).exists():
-        (out / _PARTS).rmdir()
+    if (out / PARTS).exists():
+        (out / PARTS).rmdir()
     return manifest
 
 
@@ -397,7 +391,7 @@ def _quarantine_csv(rejected: Sequence[tuple[str, str]]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["key", "reason"])
     writer.writerows((_plain(key), _plain(reason)) for key, reason in rejected)
-    return text.getvalue().encode()
+    return text.getvalue().encode(errors="backslashreplace")
 
 
 def _plain(text: str) -> str:

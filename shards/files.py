@@ -57,19 +57,23 @@ def clear_disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, wait: bool = False, shared: bool = False) -> Iterator[None]:
     """Holds the lock file `path` while the block runs; the kernel lets go of it however this process ends.
 
     Args:
         path: of the lock file; its folder must exist.
         wait: wait for another holder instead of failing.
+        shared: hold it beside others that share it, and against one who wants it alone.
 
     Raises:
         DataError: another process holds it, or it cannot be written.
     """
-    with clear_disk_errors(path), path.open("w") as file:
+    with contextlib.ExitStack() as stack:
+        with clear_disk_errors(path):
+            file = stack.enter_context(path.open("a+"))  # NFS shares only what is open for reading
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
             raise DataError(
                 f"{path.parent}: another process is working there; wait until it ends, then run this again"

@@ -1,8 +1,11 @@
-"""The index of one tar: where each member lies and its checksum, in one small binary file that can be mapped.
+"""The index of one tar: where each member lies and its checksum, in one small binary file.
 
 Layout, little-endian: 8 bytes magic, u32 version, u32 length of a JSON header, the header, zero padding to a
 multiple of 64, then the member table, the sample table, the keys (UTF-8, joined) and a crc32 of all before
 it. Reading it executes nothing.
+
+The tables lie as they are used, so the file could be mapped; it is read whole, about 70 bytes a sample,
+because a map holds a file descriptor for as long as it lives, and a large set has more shards than that.
 """
 
 from __future__ import annotations
@@ -79,6 +82,21 @@ class Index:
         start = int(row["key_offset"])
         return self.keys_blob[start : start + int(row["key_size"])].decode()
 
+    def rows(self) -> list[IndexRow]:
+        """All samples, as `index_bytes` takes them.
+
+        Raises:
+            UnicodeDecodeError: a key is no text.
+        """
+        members = [
+            (self.extensions[number], offset, size, crc)
+            for offset, size, crc, number, _ in self.members.tolist()
+        ]
+        return [
+            IndexRow(self.key(i), members[first : first + count], expr)
+            for i, (first, _, _, count, expr, _) in enumerate(self.samples.tolist())
+        ]
+
 
 def index_bytes(tar_name: str, tar_size: int, tar_sha256: str, rows: Sequence[IndexRow]) -> bytes:
     """The index file's content: a pure function of its arguments."""
@@ -120,7 +138,7 @@ def parse_index(data: bytes, where: str) -> Index:
         DataError: not an index, of another version, cut short, changed, or pointing outside its tar; names
             `where` and says how to make it anew.
     """
-    remedy = "make it anew with `faceprior shards index`, or build the shards again"
+    remedy = "make it anew from its tar with `faceprior shards index FOLDER`"
 
     def wrong(what: str) -> DataError:
         return DataError(f"{where}: {what}; {remedy}")

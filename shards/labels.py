@@ -6,7 +6,6 @@ manifest.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,10 @@ AU12 = ("AU1", "AU2", "AU4", "AU6", "AU7", "AU10", "AU12", "AU15", "AU23", "AU24
 
 class DataError(Exception):
     """The data at hand cannot be used; the message names the thing and the remedy."""
+
+
+class ReadError(DataError):
+    """A file could not be read, which says nothing of what is in it: it may go better the next time."""
 
 
 @dataclass(frozen=True)
@@ -80,23 +83,28 @@ class FaceLabels:
 
 def _optional_text(data: dict[str, Any], name: str, where: str) -> str | None:
     value = data.get(name)
-    if value is None or isinstance(value, str):
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if not _is_unicode(value):
+            raise DataError(f"{where}: {name} must be text, got {value!r:.80}, which is not Unicode")
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     raise DataError(f"{where}: {name} must be text, got {value!r:.80}")
 
 
+def _is_unicode(text: str) -> bool:
+    """False with half of a surrogate pair, as JSON may state: no file can hold it."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def _affect(data: dict[str, Any], name: str, where: str) -> float | None:
     value = data.get(name)
     if value is None:
         return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not math.isfinite(value)
-        or abs(value) > 1
-    ):
+    # Said so that neither nan nor an integer beyond any float gets through or raises.
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= 1:
         raise DataError(
             f"{where}: {name} must be a number in [-1, 1], got {value!r:.80} (leave it out if missing)"
         )

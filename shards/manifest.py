@@ -8,12 +8,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shards.files import write_atomic
 from shards.labels import DataError
 from shards.records import LabelSpace, fingerprint
 
 FORMAT = "faceprior-shards"
 VERSION = 1
 NAME = "manifest.json"
+PARTS = ".parts"
+"""Folder of a build's records, beside the shards until the manifest is written."""
+
+INDEXED: Mapping[str, Any] = {"source": "index"}
+"""Settings that mark a set of tars from elsewhere, indexed where they lie: no build of ours made it."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,20 @@ class Manifest:
         """sha256 of the canonical JSON: names this very data."""
         return fingerprint(self.to_json())
 
+    @property
+    def is_indexed(self) -> bool:
+        """True if the tars came from elsewhere and were indexed where they lie."""
+        settings = self.build.get("settings", {})
+        return isinstance(settings, dict) and settings.get("source") == INDEXED["source"]
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, format and version first."""
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `folder/manifest.json`, whole or not at all."""
+    write_atomic(folder / NAME, json.dumps(manifest.to_json(), indent=1).encode())
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -76,11 +93,17 @@ def load_manifest(folder: Path) -> Manifest:
         DataError: no manifest, not JSON, of another version, or a field missing or of the wrong type.
     """
     path = folder / NAME
-    remedy = "build the shards again, or index foreign tars with `faceprior shards index`"
+    remedy = (
+        "restore it from a copy or build the set again; of tars from elsewhere remove it and run "
+        f"`faceprior shards index {folder}`"
+    )
     try:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise DataError(f"{folder}: no {NAME}, so no finished shard set; {remedy}") from None
+        raise DataError(
+            f"{folder}: no {NAME}, so no finished shard set; finish the build by running it again, or index "
+            f"tars from elsewhere with `faceprior shards index {folder}`"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); {remedy}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:

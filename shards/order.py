@@ -26,12 +26,10 @@ class Draws:
 
     Attributes:
         samples: (n,) global sample numbers.
-        epochs: (n,) the epoch each position belongs to.
         rng: (n,) uint64, the random key of each draw.
     """
 
     samples: Int64
-    epochs: Int64
     rng: NDArray[np.uint64]
 
 
@@ -79,7 +77,7 @@ class EpochOrder:
                 chosen = here[windows == window]
                 samples[chosen] = self._window_samples(epoch, window)[places[chosen] - starts[window]]
         keys = keyed.mix_array(keyed.mix(0, self._seed), epochs)
-        return Draws(samples, epochs, keyed.mix_array(keys, samples))
+        return Draws(samples, keyed.mix_array(keys, samples))
 
     def _plan(self, epoch: int) -> tuple[Int64, Int64]:
         """The epoch's order of shards, and the first place of each window."""
@@ -129,7 +127,7 @@ class WeightedOrder:
         targets = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53 * self._cumulative[-1]
         samples = np.minimum(np.searchsorted(self._cumulative, targets, side="right"), len(self) - 1)
         rng = keyed.mix_array(keyed.mix_array(keyed.mix(0, self._seed), positions), samples)
-        return Draws(samples.astype(np.int64), positions // len(self), rng)
+        return Draws(samples.astype(np.int64), rng)
 
 
 def inverse_frequency(classes: NDArray[np.int16]) -> NDArray[np.float64]:

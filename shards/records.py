@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from shards.labels import AU12, EXPR8, DataError
 
+MAX_KEY = 80  # a tar's header has room for 100, and a member adds up to `.thermal.0000.png`
+
 
 @dataclass(frozen=True)
 class LabelSpace:
@@ -107,20 +109,41 @@ class Source(Protocol):
 def safe_key(text: str) -> str:
     """`text` as a key: every character but ASCII letters, digits, `-` and `_` becomes `_`.
 
-    Keys name tar members, where webdataset ends them at the first dot and `/` makes folders.
+    Keys name tar members, where webdataset ends them at the first dot and `/` makes folders, and names are
+    short: a longer text is cut, and ends in a hash of the whole.
 
     Raises:
         DataError: nothing is left of it.
     """
-    key = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)
+    key = _cleaned(text)
     if not key.strip("_"):
-        raise DataError(f"no usable key in {text!r}: a name needs at least one letter or digit")
-    return key
+        raise DataError(f"no usable key in {text!r:.200}: a name needs at least one letter or digit")
+    return key if len(key) <= MAX_KEY else hashed_key(text)
+
+
+def hashed_key(text: str) -> str:
+    """`text` as a key that ends in a hash of it: names that look alike stay apart."""
+    mark = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
+    return f"{_cleaned(text)[: MAX_KEY - len(mark) - 1]}-{mark}"
+
+
+def _cleaned(text: str) -> str:
+    """`text` with `_` for every character that a key cannot have."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in text)
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON bytes that depend on the value alone: sorted keys, no spaces, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    """JSON bytes that depend on the value alone: sorted keys, no spaces, UTF-8.
+
+    Raises:
+        DataError: text with half of a surrogate pair, which no UTF-8 has.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        near = text[max(0, error.start - 30) : error.end + 30]
+        raise DataError(f"text that is not Unicode, in {near!r}: mend it") from None
 
 
 def fingerprint(value: Any) -> str:

@@ -1,15 +1,11 @@
-"""An opened shard set: sample number -> bytes, by position, every byte checked.
-
-The one function that opens a shard is `ShardSet._handle`.
-"""
+"""An opened shard set: sample number -> bytes, by position, every byte checked (see `shards.reading`)."""
 
 from __future__ import annotations
 
 import bisect
 import functools
 import hashlib
-import os
-import zlib
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +17,13 @@ from numpy.typing import NDArray
 from shards.index import Index, parse_index
 from shards.labels import DataError
 from shards.manifest import NAME, Manifest, load_manifest
+from shards.reading import MemberError, TarBytes, places_of
 from shards.records import LabelSpace, fingerprint
+from shards.template import relative_geometry
 
+_LOG = logging.getLogger(__name__)
 _MAX_OPEN = 64
+_INDEX_REMEDY = "restore it, or make it anew from its tar with `faceprior shards index {folder}`"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class ShardSet:
         self.folders = [Path(folder) for folder in folders]
         self.manifests: list[Manifest] = [load_manifest(folder) for folder in self.folders]
         self.label_space = _joined_space(self.manifests, self.folders)
+        _check_geometry(self.manifests, self.folders)
         self._tars: list[Path] = []
         self._indexes: list[Index] = []
         for folder, manifest in zip(self.folders, self.manifests, strict=True):
@@ -66,7 +67,7 @@ class ShardSet:
                 self._tars.append(tar)
         self.shard_sizes: NDArray[np.int64] = np.array([len(index) for index in self._indexes], np.int64)
         self._starts: list[int] = [0, *np.cumsum(self.shard_sizes).tolist()]
-        self._handles: OrderedDict[int, int] = OrderedDict()
+        self._opened: OrderedDict[int, TarBytes] = OrderedDict()
         if not len(self):
             raise DataError(f"{', '.join(map(str, folders))}: holds no sample")
 
@@ -74,7 +75,7 @@ class ShardSet:
         return self._starts[-1]
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_handles": OrderedDict()}
+        return {**self.__dict__, "_opened": OrderedDict()}
 
     @property
     def hash(self) -> str:
@@ -96,10 +97,6 @@ class ShardSet:
         shard, row = self._locate(sample)
         return self._indexes[shard].key(row)
 
-    def tar_of(self, sample: int) -> Path:
-        """The tar a sample lies in."""
-        return self._tars[self._locate(sample)[0]]
-
     def read(self, sample: int) -> RawSample:
         """All members of one sample in one read, each checked against its crc32.
 
@@ -109,21 +106,20 @@ class ShardSet:
         shard, row = self._locate(sample)
         index = self._indexes[shard]
         first, count = int(index.samples[row]["first_member"]), int(index.samples[row]["num_members"])
-        rows = index.members[first : first + count].tolist()
+        places = places_of(index.extensions, index.members[first : first + count].tolist())
         key = index.key(row)
         where = f"{self._tars[shard]}: sample {key}"
-        start = min(row[0] for row in rows)
-        data = memoryview(self._pread(shard, start, max(row[0] + row[1] for row in rows) - start, where))
-        members = {}
-        for offset, size, crc, extension, _ in rows:
-            member = data[offset - start : offset - start + size]
-            if len(member) != size or zlib.crc32(member) != crc:
-                raise DataError(
-                    f"{where}: member {index.extensions[extension]} at byte {offset} is damaged "
-                    "(its checksum does not match); run `faceprior doctor`, then restore or rebuild the tar"
-                )
-            members[index.extensions[extension]] = bytes(member)
-        return RawSample(key, members, where)
+        try:
+            return RawSample(key, self._open(shard).read_members(places), where)
+        except MemberError as damage:
+            what = "is cut off" if damage.cut_off else "is damaged (its checksum does not match)"
+            raise DataError(
+                f"{where}: {damage} {what}; run `faceprior doctor`, then restore or rebuild the tar"
+            ) from damage
+        except OSError as error:
+            raise DataError(
+                f"{where}: cannot be read ({error.strerror}); restore the tar or rebuild it"
+            ) from error
 
     def _locate(self, sample: int) -> tuple[int, int]:
         if not 0 <= sample < len(self):
@@ -131,23 +127,13 @@ class ShardSet:
         shard = bisect.bisect_right(self._starts, sample) - 1
         return shard, sample - self._starts[shard]
 
-    def _handle(self, shard: int) -> int:
-        """A file descriptor of one tar: at most `_MAX_OPEN` are open at once."""
-        handle = self._handles.pop(shard, None)
-        if handle is None:
-            handle = os.open(self._tars[shard], os.O_RDONLY)
-            if len(self._handles) >= _MAX_OPEN:
-                os.close(self._handles.popitem(last=False)[1])
-        self._handles[shard] = handle
-        return handle
-
-    def _pread(self, shard: int, offset: int, size: int, where: str) -> bytes:
-        try:
-            return os.pread(self._handle(shard), size, offset)
-        except OSError as error:
-            raise DataError(
-                f"{where}: cannot be read ({error.strerror}); restore the tar or rebuild it"
-            ) from error
+    def _open(self, shard: int) -> TarBytes:
+        """One tar, to be read; at most `_MAX_OPEN` are open at once."""
+        opened = self._opened.pop(shard, None) or TarBytes(self._tars[shard])
+        if len(self._opened) >= _MAX_OPEN:
+            self._opened.popitem(last=False)[1].close()
+        self._opened[shard] = opened
+        return opened
 
 
 def open_shards(shards: str | Sequence[str | Path], split: str) -> ShardSet:
@@ -160,21 +146,39 @@ def open_shards(shards: str | Sequence[str | Path], split: str) -> ShardSet:
     Raises:
         DataError: no such folder, no such split in it, or a damaged set.
     """
-    names = shards.split(",") if isinstance(shards, str) else list(shards)
-    folders = [find_split(Path(name), split) for name in names if str(name).strip()]
-    for name, folder in zip(names, folders):
+    folders = []
+    for set_folder in set_folders(shards):
+        folder = find_split(set_folder, split)
         if folder is None:
             raise DataError(
-                f"{name}: no finished shards for {split!r} there (looked for {split}/{NAME}); "
+                f"{set_folder}: no finished shards for {split!r} there (looked for {split}/{NAME}); "
                 "build them with `make shards SOURCE=… SRC=… OUT=…`"
             )
-    return ShardSet([folder for folder in folders if folder is not None])
+        folders.append(folder)
+    return ShardSet(folders)
+
+
+def set_folders(shards: str | Sequence[str | Path]) -> list[Path]:
+    """The folders that SHARDS names: "a, b" -> [a, b]; empty names are passed over."""
+    names = shards.split(",") if isinstance(shards, str) else shards
+    return [Path(text) for name in names if (text := str(name).strip())]
 
 
 def find_split(folder: Path, split: str) -> Path | None:
-    """The folder of one split of a set, or None."""
-    if (folder / split / NAME).is_file():
-        return folder / split
+    """The folder of one split of a set, or None.
+
+    Raises:
+        DataError: a manifest that is damaged, or of another split than the folder it lies in.
+    """
+    inner = folder / split
+    if (inner / NAME).is_file():
+        stated = load_manifest(inner).split
+        if stated != split:
+            raise DataError(
+                f"{inner}: its manifest says that it is split {stated!r}: put each split into the folder of "
+                f"its name (tars from elsewhere: `faceprior shards index {inner} --split {split}`)"
+            )
+        return inner
     if (folder / NAME).is_file() and load_manifest(folder).split == split:
         return folder
     return None
@@ -201,6 +205,28 @@ def _joined_space(manifests: Sequence[Manifest], folders: Sequence[Path]) -> Lab
     )
 
 
+def _check_geometry(manifests: Sequence[Manifest], folders: Sequence[Path]) -> None:
+    """Faces of joined sets must lie in the same place of their images, as far as the recipes say where.
+
+    Raises:
+        DataError: two sets whose faces are known to lie differently.
+    """
+    found = [(relative_geometry(manifest.alignment), folder) for manifest, folder in zip(manifests, folders)]
+    known = [(geometry, folder) for geometry, folder in found if geometry is not None]
+    for geometry, folder in known[1:]:
+        if geometry != known[0][0]:
+            raise DataError(
+                f"{known[0][1]} and {folder}: their faces lie in different places of their images "
+                f"({known[0][0]}; {geometry}): build one of them again with the other's align.margin"
+            )
+    unknown = [str(folder) for geometry, folder in found if geometry is None]
+    if unknown and len(found) > 1:
+        _LOG.warning(
+            "%s: not said where in their images the faces lie; joined with the others all the same",
+            ", ".join(unknown),
+        )
+
+
 def _check_size(tar: Path, size: int) -> None:
     try:
         actual = tar.stat().st_size
@@ -213,17 +239,14 @@ def _check_size(tar: Path, size: int) -> None:
 
 
 def _open_index(path: Path, sha256: str, tar_name: str) -> Index:
+    remedy = _INDEX_REMEDY.format(folder=path.parent)
     try:
         data = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: missing; restore it or build the set again") from None
+        raise DataError(f"{path}: missing; {remedy}") from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise DataError(
-            f"{path}: not the index the manifest lists (checksum); restore it or build the set again"
-        )
+        raise DataError(f"{path}: not the index the manifest lists (checksum); {remedy}")
     index = parse_index(data, str(path))
     if index.tar_name != tar_name:
-        raise DataError(
-            f"{path}: index of {index.tar_name}, not of {tar_name}; restore it or build the set again"
-        )
+        raise DataError(f"{path}: index of {index.tar_name}, not of {tar_name}; {remedy}")
     return index

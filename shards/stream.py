@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -175,16 +176,12 @@ def train_batches(
         num_workers: loader processes; 0 reads in this one.
         with_labels: decode labels too.
         pin_memory: for transfers to a GPU.
+
+    Raises:
+        DataError: the shards hold something else than faces.
     """
-
-    def draws() -> Iterator[list[_Draw]]:
-        for micro_step in _mine():
-            drawn = order.draw(layout.positions(position, micro_step))
-            yield [_Draw(s, r, True) for s, r in zip(drawn.samples.tolist(), drawn.rng.tolist())]
-
-    def augment(sample: FaceSample) -> FaceSample:
-        return replace(sample, image=transforms.augment(sample.image, sample.rng, size, augmentation))
-
+    draws = partial(_train_draws, order, layout, position)
+    augment = partial(_augment, size=size, config=augmentation)
     return _load(shards, draws, augment, layout.batch_size, num_workers, with_labels, pin_memory)
 
 
@@ -208,23 +205,32 @@ def eval_batches(
         samples: which samples; None = all.
         seed: random keys are those of epoch 0 under this seed (masks of a held-out loss).
         Others as for `train_batches`.
+
+    Raises:
+        DataError: the shards hold something else than faces.
     """
     chosen = list(range(len(shards))) if samples is None else list(samples)
+    draws = partial(_eval_draws, chosen, batch_size, rank, world_size, seed)
+    return _load(shards, draws, partial(_fit, size=size), batch_size, num_workers, with_labels, False)
+
+
+def _train_draws(order: Order, layout: Layout, position: int) -> Iterator[list[_Draw]]:
+    for micro_step in _mine():
+        drawn = order.draw(layout.positions(position, micro_step))
+        yield [_Draw(s, r, True) for s, r in zip(drawn.samples.tolist(), drawn.rng.tolist())]
+
+
+def _eval_draws(
+    chosen: list[int], batch_size: int, rank: int, world_size: int, seed: int
+) -> Iterator[list[_Draw]]:
     rounds = -(-len(chosen) // (batch_size * world_size))
-
-    def draws() -> Iterator[list[_Draw]]:
-        for number in _mine(rank, world_size):
-            if number >= rounds * world_size:
-                return
-            part = chosen[number * batch_size : (number + 1) * batch_size]
-            padded = part + chosen[-1:] * (batch_size - len(part))
-            keys = [keyed.sample_key(seed, 0, s) for s in padded]
-            yield [_Draw(s, k, i < len(part)) for i, (s, k) in enumerate(zip(padded, keys))]
-
-    def augment(sample: FaceSample) -> FaceSample:
-        return replace(sample, image=transforms.fit(sample.image, size))
-
-    return _load(shards, draws, augment, batch_size, num_workers, with_labels, False)
+    for number in _mine(rank, world_size):
+        if number >= rounds * world_size:
+            return
+        part = chosen[number * batch_size : (number + 1) * batch_size]
+        padded = part + chosen[-1:] * (batch_size - len(part))
+        keys = [keyed.sample_key(seed, 0, s) for s in padded]
+        yield [_Draw(s, k, i < len(part)) for i, (s, k) in enumerate(zip(padded, keys))]
 
 
 def _mine(first: int = 0, stride: int = 1) -> Iterator[int]:
@@ -246,30 +252,20 @@ def _load(
     with_labels: bool,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    """The stages as one webdataset pipeline, run in loader workers."""
+    """The stages as one webdataset pipeline, run in loader workers.
 
-    def source() -> Iterator[_Draw]:
-        for batch in draws():
-            yield from batch
-
-    def read(stream: Iterable[_Draw]) -> Iterator[tuple[_Draw, RawSample]]:
-        for draw in stream:
-            yield draw, shards.read(draw.sample)
-
-    def decode(stream: Iterable[tuple[_Draw, RawSample]]) -> Iterator[FaceSample]:
-        for draw, raw in stream:
-            labels = decode_labels(raw) if with_labels else FaceLabels()
-            yield FaceSample(raw.key, decode_image(raw), labels, draw.rng, draw.counts)
-
-    def collate(stream: Iterable[FaceSample]) -> Iterator[Batch]:
-        samples: list[FaceSample] = []
-        for sample in stream:
-            samples.append(augment(sample))
-            if len(samples) == batch_size:
-                yield collate_faces(samples, shards.label_space)
-                samples = []
-
-    pipeline = wds.DataPipeline(source, read, decode, collate)
+    Stages are functions of this module with their arguments, so that workers can be started in any way
+    (fork, spawn, forkserver).
+    """
+    kind = shards.manifests[0].kind
+    if kind != "faces":
+        raise DataError(f"{shards.folders[0]}: holds {kind}, and this task reads faces: give other shards")
+    pipeline = wds.DataPipeline(
+        partial(_one_by_one, draws),
+        partial(_read, shards),
+        partial(_decode, with_labels),
+        partial(_collate, augment, batch_size, shards.label_space),
+    )
     loader = DataLoader(
         pipeline,
         batch_size=None,
@@ -279,6 +275,44 @@ def _load(
         worker_init_fn=_start_worker,
     )
     return _plain_errors(iter(loader))
+
+
+def _one_by_one(draws: Callable[[], Iterator[list[_Draw]]]) -> Iterator[_Draw]:
+    for batch in draws():
+        yield from batch
+
+
+def _read(shards: ShardSet, stream: Iterable[_Draw]) -> Iterator[tuple[_Draw, RawSample]]:
+    for draw in stream:
+        yield draw, shards.read(draw.sample)
+
+
+def _decode(with_labels: bool, stream: Iterable[tuple[_Draw, RawSample]]) -> Iterator[FaceSample]:
+    for draw, raw in stream:
+        labels = decode_labels(raw) if with_labels else FaceLabels()
+        yield FaceSample(raw.key, decode_image(raw), labels, draw.rng, draw.counts)
+
+
+def _collate(
+    augment: Callable[[FaceSample], FaceSample],
+    batch_size: int,
+    space: LabelSpace,
+    stream: Iterable[FaceSample],
+) -> Iterator[Batch]:
+    samples: list[FaceSample] = []
+    for sample in stream:
+        samples.append(augment(sample))
+        if len(samples) == batch_size:
+            yield collate_faces(samples, space)
+            samples = []
+
+
+def _augment(sample: FaceSample, size: tuple[int, int], config: AugmentConfig) -> FaceSample:
+    return replace(sample, image=transforms.augment(sample.image, sample.rng, size, config))
+
+
+def _fit(sample: FaceSample, size: tuple[int, int]) -> FaceSample:
+    return replace(sample, image=transforms.fit(sample.image, size))
 
 
 def _plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:

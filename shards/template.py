@@ -5,6 +5,10 @@ Coordinates are (x, y) in pixels with the centre of the first pixel at (0, 0), a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,3 +31,45 @@ def template_points(size: int = TEMPLATE_SIDE, margin: float = 0.0) -> NDArray[n
         (5, 2) float64.
     """
     return np.asarray(((TEMPLATE + 0.5) / TEMPLATE_SIDE + margin) / (1 + 2 * margin) * size - 0.5)
+
+
+def template_geometry(size: int, margin: float) -> dict[str, Any]:
+    """What an alignment recipe says under `geometry` of faces that lie by this template."""
+    return {
+        "size": size,
+        "margin": margin,
+        "template": TEMPLATE_NAME,
+        "points": TEMPLATE.tolist(),
+        "transform": "similarity",
+    }
+
+
+@dataclass(frozen=True)
+class RelativeGeometry:
+    """Where faces lie in their images, whatever the images' size: a template, and the room around it."""
+
+    template: str
+    margin: float
+    points: tuple[tuple[float, float], ...]
+
+    def __str__(self) -> str:
+        return f"template {self.template}, margin {self.margin:g}"
+
+
+def relative_geometry(recipe: Mapping[str, Any]) -> RelativeGeometry | None:
+    """Where an alignment recipe's faces lie in their images; None where it does not say.
+
+    Sizes do not count: every image is brought to the size of the model.
+
+    Args:
+        recipe: of a manifest; plain JSON values from a file, so of any shape.
+    """
+    geometry = recipe.get("geometry")
+    try:
+        points = np.asarray(geometry["points"], np.float64)  # type: ignore[index]
+        margin, template = float(geometry["margin"]), str(geometry["template"])  # type: ignore[index]
+    except (KeyError, TypeError, ValueError):
+        return None
+    if points.shape != TEMPLATE.shape:
+        return None
+    return RelativeGeometry(template, margin, tuple((float(x), float(y)) for x, y in points.round(2)))

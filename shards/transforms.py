@@ -1,6 +1,6 @@
 """Image bytes -> uint8 tensor of the size a model takes; all randomness from the sample's key.
 
-torchvision's decoder and its functional transforms on uint8; normalisation happens on the device, in the
+torchvision's JPEG decoder and its functional transforms on uint8; normalisation happens on the device, in the
 model.
 """
 
@@ -13,17 +13,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
 from shards import keyed
+from shards.align.decode import MAX_PIXELS, ImageError, load_image
 from shards.labels import DataError
 
-MAX_PIXELS = 64_000_000
+FORMATS = ("JPEG", "PNG", "WEBP")
+_JPEG = b"\xff\xd8"
 
-# torchvision's decoder is measured twice as fast here as Pillow's; its successor is another package.
+# torchvision's JPEG decoder is measured twice as fast here as Pillow's; its successor is another package.
 warnings.filterwarnings("ignore", "The image decoding and encoding capabilities of TorchVision")
 
 
@@ -37,6 +39,9 @@ class CropConfig:
         flip: probability of a horizontal flip.
         resize: side in pixels; if set, the image is resized to its square and the wanted size is cut from it
             at a random place (EMMA: 232 for 224; CoTEX: 228), instead of a crop of random area and ratio.
+
+    Raises:
+        ValueError: a value out of its range.
     """
 
     scale_min: float = 0.2
@@ -44,6 +49,18 @@ class CropConfig:
     ratio: float = 4 / 3
     flip: float = 0.5
     resize: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale_min <= self.scale_max <= 1:
+            raise ValueError(
+                f"crop.scale_min={self.scale_min} and crop.scale_max={self.scale_max}: shares of the image's "
+                "area, so above 0 and up to 1, the smaller one first"
+            )
+        if not 1 <= self.ratio < math.inf:
+            raise ValueError(f"crop.ratio={self.ratio}: the largest ratio of the sides must be at least 1")
+        _check_range("crop.flip", self.flip, 1)
+        if self.resize is not None and self.resize < 1:
+            raise ValueError(f"crop.resize={self.resize}: must be a side in pixels, or left out")
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,9 @@ class JitterConfig:
         probability: that an image is changed at all.
         brightness, contrast, saturation: each factor is uniform in [1 − x, 1 + x].
         hue: shift uniform in [−x, x] turns of the colour wheel, at most .5.
+
+    Raises:
+        ValueError: a value out of its range.
     """
 
     probability: float = 0.0
@@ -61,6 +81,17 @@ class JitterConfig:
     contrast: float = 0.4
     saturation: float = 0.4
     hue: float = 0.1
+
+    def __post_init__(self) -> None:
+        _check_range("jitter.probability", self.probability, 1)
+        _check_range("jitter.hue", self.hue, 0.5)
+        for name in ("brightness", "contrast", "saturation"):
+            _check_range(f"jitter.{name}", getattr(self, name), 100)
+
+
+def _check_range(name: str, value: float, high: float) -> None:
+    if not 0 <= value <= high:
+        raise ValueError(f"{name}={value}: must be from 0 to {high:g}")
 
 
 @dataclass(frozen=True)
@@ -77,35 +108,53 @@ class AugmentConfig:
 
 
 def image_size(data: bytes, where: str) -> tuple[int, int]:
-    """(height, width) from the header alone.
+    """(height, width) as stored, from the header alone.
 
     Raises:
-        DataError: not an image, or more than MAX_PIXELS: a few hundred bytes can claim to be 30,000².
+        DataError: not a JPEG, PNG or WebP image, an animation (its frames could be any number), or more than
+            MAX_PIXELS: a few hundred bytes can claim to be 30,000².
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
+                # A JPEG's further pictures (MPO: depth maps, previews) lie behind its end and are not read.
+                frames = getattr(image, "n_frames", 1) if image.format in ("PNG", "WEBP") else 1
+    except UnidentifiedImageError:
+        raise DataError(f"{where}: cannot read the image's header (not {', '.join(FORMATS)})") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: cannot read the image's header ({error})") from error
+    if frames > 1:
+        raise DataError(f"{where}: an animation of {frames} frames: only single images are read")
     if width * height > MAX_PIXELS:
         raise DataError(f"{where}: {width}×{height} pixels, more than the {MAX_PIXELS:,} that are allowed")
     return height, width
 
 
 def decode(data: bytes, where: str) -> torch.Tensor:
-    """Image bytes -> (3, H, W) uint8 RGB, its size checked before anything is decoded.
+    """Image bytes -> (3, H, W) uint8 RGB, upright, its size checked before anything is decoded.
+
+    What is no JPEG is read as the aligner reads it: torchvision's PNG decoder (0.29) brings the process down
+    at a damaged byte.
 
     Raises:
         DataError: see `image_size`, or the image is damaged.
     """
     image_size(data, where)
+    if not data.startswith(_JPEG):
+        try:
+            return torch.from_numpy(load_image(data)).permute(2, 0, 1).contiguous()
+        except ImageError as error:
+            raise DataError(f"{where}: {error}") from error
     buffer = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
-        image: torch.Tensor = decode_image(buffer, ImageReadMode.RGB)
+        image: torch.Tensor = decode_image(buffer, ImageReadMode.RGB, apply_exif_orientation=True)
     except RuntimeError as error:
         raise DataError(f"{where}: cannot decode the image ({str(error).splitlines()[0]})") from error
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+        shape = "×".join(map(str, image.shape))
+        raise DataError(f"{where}: decoded to {shape} of {image.dtype}, not to one RGB image")
     return image
 
 

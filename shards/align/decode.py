@@ -22,6 +22,10 @@ _BACKGROUND = (128, 128, 128)
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 _ORIENTATION = 0x0112
 
+_APP0, _COMMENT, _SCAN, _END = 0xE0, 0xFE, 0xDA, 0xD9
+_STANDALONE = (0x00, 0x01, *range(0xD0, 0xDA))  # markers without a length
+_AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)
+
 
 class ImageError(Exception):
     """These bytes are not a picture that can be used; the message is short and the same each time."""
@@ -49,14 +53,32 @@ def load_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Picture:
         return np.array(_to_rgb(_decode(data, max_pixels)), np.uint8)
 
 
-def is_finished_jpeg(data: bytes, size: int) -> bool:
-    """True for a whole baseline RGB JPEG of size×size without rotation: it can be stored as it is.
+def count_pixels(data: bytes) -> int:
+    """Width × height that a picture's header announces; 0 where there is none to read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            return image.width * image.height
+        except Exception:  # whatever Pillow raises: `load_image` says what is wrong
+            return 0
+
+
+def finished_jpeg(data: bytes, size: int) -> bytes | None:
+    """A whole baseline RGB JPEG of size×size without rotation, as it is to be stored; None for all else.
+
+    Its pixels stay as they are, to the bit. What a camera or editor wrote beside them does not: EXIF (which
+    may say where a person was), XMP, previews of what was cut away, comments, whatever follows the picture.
 
     Args:
         data: any bytes.
         size: wanted side, pixels; 0 for any.
     """
-    if not (data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")):
+    return without_metadata(data) if _is_finished(data, size) else None
+
+
+def _is_finished(data: bytes, size: int) -> bool:
+    if not data.startswith(b"\xff\xd8"):
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -72,6 +94,43 @@ def is_finished_jpeg(data: bytes, size: int) -> bool:
             )
         except Exception:  # whatever Pillow raises: the picture is decoded with every check instead
             return False
+
+
+def without_metadata(data: bytes) -> bytes | None:
+    """A JPEG with nothing but what its pixels need (ITU-T T.81, annex B); None if it cannot be followed.
+
+    Of the application segments stay JFIF (APP0, without its thumbnail) and Adobe (APP14), which say how
+    colours are stored.
+    """
+    out = [data[:2]]
+    at = 2
+    while at + 2 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == _END:
+            return b"".join([*out, data[at : at + 2]])
+        if marker == 0xFF:  # fill
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in _STANDALONE or end > len(data):
+            return None
+        body = data[at + 4 : end]
+        if marker == _APP0 and body.startswith(b"JFIF\0"):
+            body = body[:12].ljust(12, b"\0") + b"\0\0"
+        elif marker == _APP0 + 14 and body.startswith(b"Adobe"):
+            body = body[:12]
+        elif _APP0 <= marker < _APP0 + 16 or marker == _COMMENT:
+            body = b""
+        if body:
+            out.append(data[at : at + 2] + (len(body) + 2).to_bytes(2, "big") + body)
+        at = end
+        if marker == _SCAN:
+            found = _AFTER_SCAN.search(data, at)
+            if found is None:
+                return None
+            out.append(data[at : found.start()])
+            at = found.start()
+    return None
 
 
 def encode_jpeg(picture: Picture, quality: int = 95) -> bytes:

@@ -13,6 +13,8 @@ from facenet_pytorch import MTCNN
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards.labels import DataError
+
 Picture = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
@@ -23,6 +25,7 @@ _GRID = 32  # canvases are padded to multiples of this, so that more pictures sh
 _BATCH_PIXELS = 32_000_000  # searched at once on a GPU
 _GRAIN = 16  # landmarks are rounded to 1/16 pixel: rounding errors of the device do not reach the image
 _BORDER = 0.25  # of the canvas, for the second look
+_NO_CANDIDATE = "expected a non-empty list of Tensors"  # torch.cat, where all candidates lie outside
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,12 @@ class FaceDetector:
             min_confidence: detections below it are dropped, in [0, 1].
             device: "cpu", "cuda", …; by default a GPU if there is one.
             batch_pixels: pixels searched at once; by default one picture on a CPU, 32 million on a GPU.
+
+        Raises:
+            DataError: a GPU that is not there.
         """
+        if str(device).startswith("cuda") and not torch.cuda.is_available():
+            raise DataError(f"align.device={device}: there is no GPU that can be used; give align.device=cpu")
         self.side = side
         self.min_confidence = min_confidence
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -121,15 +129,28 @@ class FaceDetector:
         return out
 
     def _batch(self, canvases: Sequence[_Canvas]) -> list[Faces]:
-        """Searches canvases of one size."""
+        """Searches canvases of one size.
+
+        Raises:
+            DataError: out of memory on the GPU with a single picture.
+            RuntimeError: any other fault of the device: it says nothing of the picture.
+        """
         try:
             boxes, confidences, landmarks = self._net.detect(
                 np.stack([canvas.pixels for canvas in canvases]), landmarks=True
             )
         except torch.OutOfMemoryError:
-            raise
-        except (IndexError, RuntimeError, ValueError) as error:
+            if len(canvases) > 1:
+                half = len(canvases) // 2
+                return self._batch(canvases[:half]) + self._batch(canvases[half:])
+            raise DataError(
+                "the GPU has too little memory to search for faces: give fewer build.workers, or "
+                "align.device=cpu"
+            ) from None
+        except (IndexError, ValueError, RuntimeError) as error:
             # facenet-pytorch loses count when a candidate lies wholly outside: only that picture is lost.
+            if isinstance(error, RuntimeError) and _NO_CANDIDATE not in str(error):
+                raise
             if len(canvases) > 1:
                 return [self._batch([canvas])[0] for canvas in canvases]
             return [_no_faces(f"detector failed: {type(error).__name__}")]

@@ -1,4 +1,4 @@
-"""The doctor: reads every byte of a shard set once and says what is wrong with it, and where.
+"""The doctor: reads every byte of a shard set and says what is wrong with it, and where.
 
 `examine` returns records; `pipelines.doctor` draws them. A damaged piece never stops the examination.
 """

@@ -14,6 +14,7 @@ from shards.doctor.findings import Face, Finding, Notebook, Overlap, Severity, S
 from shards.doctor.shard import PICTURE, ShardRecord
 from shards.doctor.twins import find_pairs, likeness
 from shards.manifest import Manifest
+from shards.template import relative_geometry
 
 _REGROUP = "split the source by person, and build again"
 
@@ -102,6 +103,11 @@ def check_manifests(parts: Sequence[Part]) -> list[Finding]:
             severity: Severity = "warning" if name == "alignment recipe" and not own_set else "error"
             text = f"{name}: not the same as in {first.name}"
             findings.append(Finding(severity, record.name, text, "build all with the same settings"))
+        one, other = (relative_geometry(m.alignment) for m in (manifest, first.manifest))
+        if not own_set and one is not None and other is not None and one != other:
+            text = f"faces lie elsewhere in their images than in {first.name} ({one}; {other})"
+            remedy = "build one of them again with the other's align.margin"
+            findings.append(Finding("error", record.name, text, remedy))
         if manifest.rendered != first.manifest.rendered:
             findings.append(Finding("note", record.name, f"rendered and real faces mix (see {first.name})"))
     return findings

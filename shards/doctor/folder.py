@@ -10,10 +10,9 @@ from pathlib import Path
 from shards.build import QUARANTINE
 from shards.doctor.findings import Notebook, SplitRecord
 from shards.labels import DataError
-from shards.manifest import NAME, Manifest, load_manifest
+from shards.manifest import NAME, PARTS, Manifest, load_manifest
 from shards.records import fingerprint
 
-_PARTS = ".parts"
 _MANY_QUARANTINED = 0.2
 
 
@@ -39,7 +38,7 @@ def find_splits(folder: Path) -> list[SplitRecord]:
 
 
 def _holds_shards(folder: Path) -> bool:
-    return any(path.name in (NAME, _PARTS) or path.suffix in (".tar", ".idx") for path in folder.iterdir())
+    return any(path.name in (NAME, PARTS) or path.suffix in (".tar", ".idx") for path in folder.iterdir())
 
 
 def examine_folder(record: SplitRecord, book: Notebook) -> None:
@@ -47,8 +46,8 @@ def examine_folder(record: SplitRecord, book: Notebook) -> None:
     try:
         record.manifest = load_manifest(record.folder)
     except (DataError, OSError, AttributeError) as error:
-        remedy = "finish the build (`make shards` again), restore the file, or index the tars anew"
-        book.add("error", str(error), remedy, str(record.folder / NAME))
+        # The message of a DataError says what to do; indexing over a build's manifest is none of it.
+        book.add("error", str(error), "restore it, or run the build again", str(record.folder / NAME))
     if record.manifest is not None:
         record.split = record.manifest.split
         _check_manifest(record.manifest, record, book)
@@ -116,7 +115,7 @@ def _check_listing(record: SplitRecord, book: Notebook) -> None:
     for path in _listing(record.folder, book):
         if path.name in listed or path.name.startswith(".lock"):
             continue
-        if path.name == _PARTS:
+        if path.name == PARTS:
             what, remedy = "unfinished build", "run the same build again: it goes on where it stopped"
             if record.manifest is not None:
                 what, remedy = (
@@ -129,7 +128,9 @@ def _check_listing(record: SplitRecord, book: Notebook) -> None:
             book.add("warning", text, "remove it, if no build is at work there", str(path))
         elif path.suffix in (".tar", ".idx") and record.manifest is not None:
             text = "not in the manifest: training does not read it, a reader that takes *.tar would"
-            book.add("warning", text, "remove it, or index the folder anew", str(path))
+            indexed = record.manifest.is_indexed
+            remedy = "remove it, or index the folder again" if indexed else "remove it"
+            book.add("warning", text, remedy, str(path))
         elif path.is_dir() and record.folder == record.set_folder and (path / NAME).exists():
             book.add("warning", "a split inside a split: it is not read", "move it out", str(path))
         elif record.manifest is not None:

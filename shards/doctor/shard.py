@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from shards.files import sha256_file
 from shards.index import Index, IndexRow, parse_index
 from shards.labels import DataError, FaceLabels
 from shards.manifest import ShardEntry
+from shards.reading import MemberError, Place, TarBytes
 from shards.records import LabelSpace
 from shards.shardset import RawSample
 from shards.stream import IMAGE_EXTENSIONS, decode_labels
@@ -38,7 +38,7 @@ PICTURE = np.dtype(
     ]
 )
 _REBUILD = "restore the file from a copy, or build the set again"
-_INDEX_REMEDY = "make it anew with `faceprior shards index`, or build the set again"
+_INDEX_REMEDY = "make it anew from its tar with `faceprior shards index FOLDER`"
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,11 @@ def examine_shard(job: ShardJob) -> ShardRecord:
     try:
         whole = _check_tar(job, record, book)
         rows = _rows_of(index) if index is not None else None
+        indexed = rows is not None
         if rows is None and record.num_bytes:
             rows = _scan(tar, book)
         if rows and record.num_bytes:
-            _examine_samples(job, rows, record, book)
+            _examine_samples(job, rows, indexed, record, book)
         if not whole and record.num_bytes and index is not None and not record.num_damaged:
             _scan(tar, book)  # the damage lies in a header: let the tar's reader name the place
     except OSError as error:
@@ -163,18 +164,10 @@ def _check_tar(job: ShardJob, record: ShardRecord, book: Notebook) -> bool:
 
 def _rows_of(index: Index) -> list[IndexRow] | None:
     """The index's rows; None if its keys are no text."""
-    table = index.members.tolist()
-    rows = []
     try:
-        for i, (first, _, _, count, expr, _) in enumerate(index.samples.tolist()):
-            members = [
-                (str(index.extensions[number]), offset, size, crc)
-                for offset, size, crc, number, _ in table[first : first + count]
-            ]
-            rows.append(IndexRow(index.key(i), members, expr))
+        return index.rows()
     except UnicodeDecodeError:
         return None
-    return rows
 
 
 def _scan(tar: Path, book: Notebook) -> list[IndexRow] | None:
@@ -186,40 +179,36 @@ def _scan(tar: Path, book: Notebook) -> list[IndexRow] | None:
         return None
 
 
-def _examine_samples(job: ShardJob, rows: Sequence[IndexRow], record: ShardRecord, book: Notebook) -> None:
-    """Every sample of the tar."""
+def _examine_samples(
+    job: ShardJob, rows: Sequence[IndexRow], indexed: bool, record: ShardRecord, book: Notebook
+) -> None:
+    """Every sample of the tar; without an index there are no classes to compare the labels with."""
     record.pictures = np.zeros(len(rows), PICTURE)
-    handle = os.open(record.tar, os.O_RDONLY)
-    try:
+    with closing(TarBytes(record.tar)) as file:
         for i, row in enumerate(rows):
             record.keys.append(row.key)
-            members = _read_members(handle, row, record.num_bytes, book)
+            members = _read_members(file, row, book)
             if members is None:
                 record.num_damaged += 1
                 continue
             sample = RawSample(row.key, members, f"sample {row.key}")
             sound = _examine_images(job.kind, sample, row, record, i, book)
-            sound &= _examine_labels(job.space, sample, row.expr, record, book)
+            sound &= _examine_labels(job.space, sample, row.expr if indexed else None, record, book)
             record.num_damaged += not sound
-    finally:
-        os.close(handle)
 
 
-def _read_members(handle: int, row: IndexRow, tar_size: int, book: Notebook) -> dict[str, bytes] | None:
+def _read_members(file: TarBytes, row: IndexRow, book: Notebook) -> dict[str, bytes] | None:
     """All members of a sample, or None if one of them is not as it was written."""
-    members = {}
-    for extension, offset, size, crc in row.members:
-        data = os.pread(handle, size, offset) if offset + size <= tar_size else b""
-        if len(data) != size:
-            text = f"member {extension} lies beyond the end of the tar"
+    try:
+        return file.read_members([Place(*member) for member in row.members])
+    except MemberError as error:
+        if error.cut_off:
+            text = f"member {error.place.extension} lies beyond the end of the tar"
             book.add_sample("error", "cut off", row.key, text, _REBUILD)
-            return None
-        if zlib.crc32(data) != crc:
-            text = f"member {extension} at byte {offset} is damaged (crc32 differs)"
+        else:
+            text = f"{error} is damaged (crc32 differs)"
             book.add_sample("error", "member damaged (crc32 differs)", row.key, text, _REBUILD)
-            return None
-        members[extension] = data
-    return members
+        return None
 
 
 def _examine_images(
@@ -254,7 +243,7 @@ def _picture(look: Look, offset: int, size: int, crc: int) -> tuple[object, ...]
 
 
 def _examine_labels(
-    space: LabelSpace, sample: RawSample, expr: int, record: ShardRecord, book: Notebook
+    space: LabelSpace, sample: RawSample, expr: int | None, record: ShardRecord, book: Notebook
 ) -> bool:
     """Reads and counts the labels; True if nothing is wrong."""
     remedy = "mend the source's labels and build the set again"
@@ -274,10 +263,9 @@ def _examine_labels(
         return False
     else:
         expected = space.expr.index(labels.expr)
-    if expr not in (-1, expected):
-        text = (
-            f"its label is {labels.expr!r:.80}, its index says class {expr}: weighted order goes by the index"
-        )
+    if expr is not None and expr != expected:
+        said = f"class {expr}" if expr >= 0 else "it has none"
+        text = f"its label is {labels.expr!r:.80}, its index says {said}: weighted order goes by the index"
         book.add_sample("error", "label and index disagree", sample.key, text, _INDEX_REMEDY)
         return False
     return True

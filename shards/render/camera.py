@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,10 +139,3 @@ def take_thermal(celsius: Float32, camera: Camera, rng: np.random.Generator | No
         )
     stored: UInt16 = np.round(celsius * 100 + ZERO_CELSIUS_CK).astype(np.uint16)
     return stored
-
-
-def encode_jpeg(image: UInt8, quality: int) -> bytes:
-    """A JPEG of (H, W, 3) uint8."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()

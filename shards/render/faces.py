@@ -14,18 +14,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from shards.align.decode import encode_jpeg
 from shards.keyed import generator, sample_key
 from shards.labels import AU12, EXPR8, FaceLabels
 from shards.records import Encoded, Item, Maker, SourceInfo, canonical_json, each
 from shards.render import constants as c
 from shards.render.actions import Expression, draw_expression
-from shards.render.camera import draw_camera, encode_jpeg
+from shards.render.camera import draw_camera
 from shards.render.head import Head, build_head
 from shards.render.picture import DEFAULT_MARGIN, Picture, View, render
 from shards.render.scene import Frame, Scene, draw_frame, draw_scene, scene_to_json
-from shards.template import TEMPLATE
+from shards.sources.splits import SPLITS
+from shards.template import template_geometry
 
-SPLITS = ("train", "val", "test")
 LICENCE = "rendered faces of people who do not exist; head mesh CC0 (MakeHuman community); pictures CC0"
 
 _BLOCK = 16
@@ -116,12 +117,9 @@ class RenderedFaces:
             licence=LICENCE,
             rendered=True,
             alignment={
-                "method": "similarity of five landmarks",
-                "size": self.size,
-                "margin": self.margin,
-                "template": TEMPLATE.tolist(),
-                "detector": "projected mesh landmarks",
-                "detector_noise_px": _DETECTOR_NOISE,
+                "mode": "rendered",
+                "geometry": template_geometry(self.size, self.margin),
+                "detector": {"name": "projected mesh landmarks", "noise_px": _DETECTOR_NOISE},
             },
             settings={
                 "renderer": c.RENDERER_VERSION,

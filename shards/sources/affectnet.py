@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.files import sha256_file
-from shards.labels import DataError, FaceLabels
+from shards.labels import DataError, FaceLabels, ReadError
 from shards.records import Item, LabelSpace, SourceInfo, fingerprint
 from shards.sources.listing import (
     Ledger,
@@ -208,23 +209,34 @@ class AffectNet(ListedSplits):
         return CLASSES[int(number)]
 
     def _from_npy(self, split: str, ledger: Ledger) -> Iterator[Item]:
-        """Items by number; only the expressions are read here, the rest where the picture is."""
+        """Items by number; only the expressions are read here, the rest where the picture is.
+
+        Raises:
+            DataError: an expression cannot be read: a fault of the disk, not of the face.
+        """
         pictures = self.places[split]
         images: dict[str, str] = {}
         annotations: dict[str, str] = {}
+        kinds = ("exp", "val", "aro", "lnd") if self.has_landmarks else ("exp", "val", "aro")
+        num_found: Counter[str] = Counter()
         for name in pictures.names():
             file = name.rpartition("/")[2]
+            stem, _, kind = file.removesuffix(".npy").rpartition("_")
             if is_picture(file):
                 images[file.rpartition(".")[0]] = name
-            elif file.endswith("_exp.npy"):
-                annotations[file.removesuffix("_exp.npy")] = name.removesuffix("_exp.npy")
+            elif file.endswith(".npy") and kind in kinds:
+                num_found[stem] += 1
+                if kind == "exp":
+                    annotations[stem] = name.removesuffix("_exp.npy")
         for stem in sorted(images, key=_by_number):
-            if stem not in annotations:
+            if stem not in annotations or num_found[stem] < len(kinds):
                 ledger.refuse("no annotation", f"{images[stem]!r:.80}")
                 continue
             name = f"{annotations[stem]}_exp.npy"
             try:
                 expr = self._kept_class(_text(read_npy(pictures.read(name), "exp"), "exp"), name, ledger)
+            except ReadError as error:
+                raise DataError(f"{pictures.path}/{name}: {error}; mend it and run this again") from error
             except DataError as error:
                 ledger.refuse("invalid", f"{name}: {error}")
                 continue

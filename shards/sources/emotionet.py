@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,7 +82,7 @@ class EmotioNet(Listed):
     def open_reader(self) -> Reader:
         def read(item: Item) -> RawFace:
             sample, url, units = item.ref
-            known, others = split_units(dict(units))
+            known, others = split_units(_units_of(units))
             extra: dict[str, Any] = {"url": url} if url else {}
             if others:
                 extra["au"] = others
@@ -123,7 +124,7 @@ class EmotioNet(Listed):
                 bare += row is None
                 if row is not None:
                     matched.add(url)
-                items[split].append(Item(item.key, (item.ref, url, row[1] if row else ())))
+                items[split].append(Item(item.key, (item.ref, url, row[1] if row else "")))
         total = sum(len(members) for members in items.values())
         counts |= {
             "rows": len(rows),
@@ -146,13 +147,13 @@ class EmotioNet(Listed):
         }
         return _Listing(items, settings)
 
-    def _rows(self) -> tuple[dict[str, tuple[str, tuple[tuple[str, int], ...]]], int]:
-        """Address -> (line, labelled units), and how many rows only repeat another.
+    def _rows(self) -> tuple[dict[str, tuple[str, str]], int]:
+        """Address -> (line, labelled units as `_units_of` reads them), and how many rows only repeat another.
 
         Raises:
             DataError: no column of addresses or units, a bad value, or two rows that contradict each other.
         """
-        rows: dict[str, tuple[str, tuple[tuple[str, int], ...]]] = {}
+        rows: dict[str, tuple[str, str]] = {}
         repeated = 0
         has_units = False
         for row in read_csv(self.table.read_bytes(), self.table.name):
@@ -166,17 +167,23 @@ class EmotioNet(Listed):
                     has_units = True
                     state = unit_state(cell, self.codes, f"{row.where}: {unit}")
                     if state is not None:
-                        units.append((unit, state))
+                        units.append(f"{unit}={state}")
+            text = sys.intern(" ".join(units))  # millions of rows, few of which differ
             if url in rows:
-                if rows[url][1] != tuple(units):
+                if rows[url][1] != text:
                     raise DataError(
                         f"{row.where}: contradicts {rows[url][0]} on {url!r:.100}; remove one of them"
                     )
                 repeated += 1
-            rows[url] = (row.where, tuple(units))
+            rows[url] = (row.where, text)
         if not has_units:
             raise DataError(f"{self.table}: no columns of action units (AU1, AU2, …)")
         return rows, repeated
+
+
+def _units_of(text: str) -> dict[str, int]:
+    """ "AU1=1 AU2=0" -> {"AU1": 1, "AU2": 0}."""
+    return {unit: int(state) for unit, _, state in (part.partition("=") for part in text.split())}
 
 
 def _url(item: Item) -> str:

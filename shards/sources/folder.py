@@ -13,7 +13,7 @@ from typing import Any
 
 from shards.labels import DataError, FaceLabels
 from shards.records import Item, LabelSpace, SourceInfo, canonical_json, fingerprint
-from shards.sources.pictures import is_picture, open_pictures
+from shards.sources.pictures import SUFFIXES, open_pictures, pictures_in
 from shards.sources.raw import Listed, RawFace, Reader
 from shards.sources.splits import SPLITS, check_fraction, check_keys, key_of, keyed_split, split_named
 from shards.sources.tables import (
@@ -117,10 +117,10 @@ class FolderFaces(Listed):
     @cached_property
     def _listing(self) -> _Listing:
         files = self.pictures.names()
-        names = [name for name in files if is_picture(name)]
+        names = pictures_in(self.path, files)
         if not names:
             raise DataError(
-                f"{self.path}: no pictures in it (.jpg .jpeg .png .webp .bmp .tif); check SRC"
+                f"{self.path}: no pictures in it ({' '.join(SUFFIXES)}); check SRC"
                 + (", or use SOURCE=tars" if any(name.endswith(".tar") for name in files) else "")
             )
         table = self._table(files)

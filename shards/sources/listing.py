@@ -143,6 +143,14 @@ class Ledger:
                 f"{self.name}: {count} of {total} rows cannot be used: {kinds}. Fetch what is missing or "
                 f"mend the list, or allow it with max_unused={enough} (now {max_unused:g})"
             )
+        _LOG.info(
+            "%s: %d of %d rows used%s; with %s",
+            self.name,
+            self.num_used,
+            total,
+            "".join(f", {number} dropped ({reason})" for reason, number in sorted(self.dropped.items())),
+            ", ".join(f"{name} {number}" for name, number in sorted(self.labels.items())) or "no labels",
+        )
         if count:
             _LOG.warning("%s: %d of %d rows are not used: %s", self.name, count, total, kinds)
         return {

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import lzma
 import os
 import zipfile
 import zlib
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
-from shards.labels import DataError
+from shards.labels import DataError, ReadError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+TABLES = (".csv", ".tsv", ".json", ".txt")
+
+_LOG = logging.getLogger(__name__)
 
 _MAX_BYTES = 256_000_000  # of one file
 _MAX_RATIO = 200  # declared size / stored size, above which a member of some size is taken for a bomb
@@ -26,14 +33,19 @@ class Pictures(Protocol):
         ...
 
     def names(self) -> list[str]:
-        """All files, sorted; hidden ones are left out."""
+        """All files, sorted; hidden ones are left out.
+
+        Raises:
+            DataError: a folder that cannot be listed.
+        """
         ...
 
     def read(self, name: str) -> bytes:
         """One file.
 
         Raises:
-            DataError: not there, too large, or damaged; the message is short, for the quarantine list.
+            ReadError: it cannot be read now: gone, not allowed, or a fault of disk or network.
+            DataError: too large or damaged; the message is short, for the quarantine list.
         """
         ...
 
@@ -58,6 +70,31 @@ def is_picture(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
+def pictures_in(path: Path, files: Iterable[str]) -> list[str]:
+    """Those of `files` that are pictures; says how many others there are beside tables.
+
+    Args:
+        path: of the folder or zip, for the message.
+        files: in it.
+    """
+    names: list[str] = []
+    others: Counter[str] = Counter()
+    for name in files:
+        if is_picture(name):
+            names.append(name)
+        elif not name.lower().endswith(TABLES):
+            others[PurePosixPath(name).suffix.lower() or "without a suffix"] += 1
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(8))
+        _LOG.warning(
+            "%s: %d other files are no pictures that can be read and are passed over: %s",
+            path,
+            others.total(),
+            kinds,
+        )
+    return names
+
+
 class FolderPictures:
     """The files below a folder. Links to folders are followed, each folder once."""
 
@@ -67,8 +104,11 @@ class FolderPictures:
     def names(self) -> list[str]:
         out: list[str] = []
         seen: set[tuple[int, int]] = set()
-        for parent, folders, files in os.walk(self.path, followlinks=True):
-            status = Path(parent).stat()
+        for parent, folders, files in os.walk(self.path, onerror=_refuse, followlinks=True):
+            try:
+                status = Path(parent).stat()
+            except OSError as error:
+                _refuse(error)
             if (status.st_dev, status.st_ino) in seen:
                 folders.clear()
                 continue
@@ -87,7 +127,14 @@ class FolderPictures:
                     raise DataError(f"cannot read: file larger than {_MAX_BYTES // 10**6} MB")
                 return file.read()
         except OSError as error:
-            raise DataError(f"cannot read: {error.strerror or type(error).__name__}") from None
+            raise ReadError(f"cannot read: {error.strerror or type(error).__name__}") from error
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """What a folder that cannot be listed holds would be missing from the set, without a word."""
+    raise DataError(
+        f"{error.filename}: cannot be listed ({error.strerror}): mend its permissions, or remove it"
+    ) from None
 
 
 class ZipPictures:
@@ -134,11 +181,14 @@ class ZipPictures:
         except (
             zipfile.BadZipFile,
             zlib.error,
+            lzma.LZMAError,
             EOFError,
             NotImplementedError,
             RuntimeError,
             OSError,
         ) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # bz2 raises it without for damage
+                raise ReadError(f"cannot read: {error.strerror}") from error
             raise DataError(f"cannot read: damaged zip member ({type(error).__name__})") from None
 
     def _open(self) -> zipfile.ZipFile:

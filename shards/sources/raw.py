@@ -6,16 +6,21 @@ Decoding, detection, alignment and encoding happen in `AlignedFaces`, the same f
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from shards.align import AlignConfig, AlignedFace, Aligner, Alignment, ImageError, encode_jpeg, load_image
-from shards.align.decode import Picture, is_finished_jpeg
-from shards.labels import DataError, FaceLabels
+from shards.align.decode import Picture, count_pixels, finished_jpeg
+from shards.labels import DataError, FaceLabels, ReadError
 from shards.records import Encoded, Item, Maker, Rejected, SourceInfo, canonical_json
 
-_BATCH_PIXELS = 48_000_000  # pictures held at once: 144 MB
+_BATCH_PIXELS = 48_000_000  # of pictures held at once: 144 MB, or a single larger one
+_WAITS = (0.2, 2.0, 10.0)  # seconds before each further try to read
+# What foreign labels and pictures can make a reader or an encoder raise; all else is a fault of ours or of
+# the machine.
+_OF_THE_ITEM = (ImageError, DataError, ValueError, TypeError, ArithmeticError, LookupError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class RawSource(Protocol):
     def items(self, split: str) -> Sequence[Item]: ...
 
     def open_reader(self) -> Reader:
-        """What reads one item. The reader raises DataError or OSError for an item it cannot read."""
+        """What reads one item. The reader raises ReadError or OSError where a file cannot be read, and
+        DataError where what is in it cannot be used: such an item is left out."""
         ...
 
 
@@ -89,13 +95,17 @@ class AlignedFaces:
         return self.raw.items(split)
 
     def open_maker(self) -> Maker:
-        return _AlignedMaker(self.raw.open_reader(), Aligner(self.align), self.info)
+        return _AlignedMaker(self.raw.open_reader(), Aligner(self.align, self.align.device), self.info)
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _Read:
     item: Item
     raw: RawFace
+
+
+@dataclass(frozen=True)
+class _Loaded(_Read):
     picture: Picture
 
 
@@ -111,36 +121,53 @@ class _AlignedMaker:
         batch: list[_Loaded | Rejected] = []
         pixels = 0
         for item in items:
-            loaded = self._load(item)
-            batch.append(loaded)
-            if isinstance(loaded, _Loaded):
-                pixels += loaded.picture.shape[0] * loaded.picture.shape[1]
-            if pixels > _BATCH_PIXELS:
+            read = self._read(item)
+            more = count_pixels(read.raw.data) if isinstance(read, _Read) else 0
+            if batch and pixels + more > _BATCH_PIXELS:
                 yield from self._finish(batch)
                 batch, pixels = [], 0
+            batch.append(_load(read) if isinstance(read, _Read) else read)
+            pixels += more
         yield from self._finish(batch)
 
-    def _load(self, item: Item) -> _Loaded | Rejected:
+    def _read(self, item: Item) -> _Read | Rejected:
+        """
+        Raises:
+            DataError: its file cannot be read, however often it is tried. That is no reason to leave it out:
+                a disk or network that fails for an hour would cost a share of the data set for ever.
+        """
         try:
-            raw = self.reader(item)
-            labels = raw.labels
-            if labels.expr is not None and labels.expr not in self.expr_index:
-                return Rejected(item.key, f"unknown expression {labels.expr!r:.40}")
-            return _Loaded(item, raw, load_image(raw.data))
-        except (ImageError, DataError) as error:
-            return Rejected(item.key, str(error))
-        except OSError as error:
-            return Rejected(item.key, f"cannot read: {error.strerror or type(error).__name__}")
+            raw = _patiently(self.reader, item)
+        except ReadError:
+            raise
+        except _OF_THE_ITEM as error:
+            return Rejected(item.key, _reason(error))
+        expr = raw.labels.expr
+        if expr is not None and expr not in self.expr_index:
+            return Rejected(item.key, f"unknown expression {expr!r:.40}")
+        return _Read(item, raw)
 
     def _finish(self, batch: Sequence[_Loaded | Rejected]) -> Iterator[Encoded | Rejected]:
         loaded = [record for record in batch if isinstance(record, _Loaded)]
         landmarks = [record.raw.landmarks for record in loaded]
-        aligned = iter(self.aligner.align([record.picture for record in loaded], landmarks))
+        try:
+            aligned = iter(self.aligner.align([record.picture for record in loaded], landmarks))
+        except RuntimeError as error:
+            raise DataError(
+                f"{loaded[0].item.key} … {loaded[-1].item.key}: the search for faces failed "
+                f"({type(error).__name__}: {error!s:.200}): run the same command again (finished work is "
+                "kept), with align.device=cpu if it was on a GPU"
+            ) from error
         for record in batch:
             if isinstance(record, Rejected):
                 yield record
-            else:
-                yield from self._encode(record, next(aligned))
+                continue
+            alignment = next(aligned)
+            try:
+                encoded = list(self._encode(record, alignment))
+            except _OF_THE_ITEM as error:
+                encoded = [Rejected(record.item.key, _reason(error))]
+            yield from encoded
 
     def _encode(self, record: _Loaded, alignment: Alignment) -> Iterator[Encoded | Rejected]:
         key, labels = record.item.key, record.raw.labels
@@ -162,9 +189,45 @@ class _AlignedMaker:
             )
 
     def _jpeg(self, data: bytes, face: AlignedFace) -> bytes:
-        if self.config.mode == "none" and is_finished_jpeg(data, self.config.size):
-            return data
-        return encode_jpeg(face.image, self.config.quality)
+        kept = finished_jpeg(data, self.config.size) if self.config.mode == "none" else None
+        return encode_jpeg(face.image, self.config.quality) if kept is None else kept
+
+
+def _patiently(reader: Reader, item: Item) -> RawFace:
+    """Reads an item; a file that cannot be read is tried again, for network disks lose sight of files.
+
+    Raises:
+        ReadError: not to be read at all; names the file.
+        Exception: what else the reader raises.
+    """
+    for wait in _WAITS:
+        try:
+            return reader(item)
+        except (ReadError, OSError):
+            time.sleep(wait)
+    try:
+        return reader(item)
+    except (ReadError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        file = getattr(cause, "filename", None) or f"picture {item.key}"
+        reason = getattr(cause, "strerror", None) or str(error) or type(error).__name__
+        raise ReadError(
+            f"{file}: cannot be read ({reason}; tried {len(_WAITS) + 1} times): mend it or put an empty file "
+            "in its place, which is left out, and run the same command again (finished work is kept)"
+        ) from error
+
+
+def _load(read: _Read) -> _Loaded | Rejected:
+    try:
+        return _Loaded(read.item, read.raw, load_image(read.raw.data))
+    except ImageError as error:
+        return Rejected(read.item.key, str(error))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (ImageError, DataError)):
+        return str(error)
+    return f"cannot be used: {type(error).__name__}: {error!s:.120}"
 
 
 def _with_detection(labels: FaceLabels, face: AlignedFace) -> FaceLabels:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from shards.keyed import mix, stream_id
 from shards.labels import DataError
-from shards.records import Item, safe_key
+from shards.records import Item, hashed_key, safe_key
 
 SPLITS = ("train", "val", "test")
 
@@ -41,11 +41,7 @@ def keyed_split(text: str, val_fraction: float) -> str:
 
 def key_of(name: str) -> str:
     """A name as a key; where the name has letters that keys cannot have, a hash of it keeps keys apart."""
-    if name.isascii():
-        return safe_key(name)
-    mark = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:12]
-    cleaned = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)
-    return f"{cleaned}-{mark}"
+    return safe_key(name) if name.isascii() else hashed_key(name)
 
 
 def check_fraction(val_fraction: float) -> None:

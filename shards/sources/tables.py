@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shards.labels import AU12, EXPR8, DataError, FaceLabels
+from shards.records import canonical_json
 
 _ALIASES = {
     "name": ("name", "image", "file", "filename", "image_id", "path"),
@@ -165,6 +166,10 @@ def _json_row(entry: Any, where: str) -> Row:
         if isinstance(value, (dict, list)):
             raise DataError(f"{where}: {column} must be a plain value, got {value!r:.80}")
         cells[str(column)] = str(int(value)) if isinstance(value, bool) else str(value)
+    try:
+        canonical_json(cells)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
     return Row(where, cells)
 
 

@@ -6,19 +6,19 @@ Tars whose faces are aligned already need no source: `shards index` takes them a
 from __future__ import annotations
 
 import json
-import tarfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shards.labels import DataError, FaceLabels
 from shards.records import Item, LabelSpace, SourceInfo
 from shards.sources.pictures import SUFFIXES
 from shards.sources.raw import Listed, RawFace, Reader
 from shards.sources.splits import SPLITS, check_fraction, check_keys, key_of, keyed_split, split_named
-from shards.tars import member_key
+from shards.tars import TarMember, walk_samples
 
 _MAX_IMAGE = 256_000_000  # bytes
 _MAX_JSON = 1_000_000
@@ -26,33 +26,56 @@ _MAX_TEXT = 10_000
 _IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 _DROPPED = ("exif", "key", "status", "error_message")  # img2dataset's book-keeping, and where people were
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+_PLACES = struct.Struct(
+    "<6Q"
+)  # of image, json and txt: offset and size in bytes; offset 0 where there is none
 
 
-@dataclass(frozen=True)
-class TarSample:
-    """Where one sample's members lie.
+class TarSample(NamedTuple):
+    """Where one sample's members lie. Small, for a source lists millions.
 
     Attributes:
-        tar: path of the tar.
-        key: as webdataset has it: the member's name up to the first dot of its last part.
-        members: extension -> (offset, size) in bytes.
+        tar: path of the tar, one text for all of its samples.
+        name: as webdataset has it: the member's name up to the first dot of its last part.
+        places: see `_PLACES`.
     """
 
     tar: str
-    key: str
-    members: Mapping[str, tuple[int, int]]
+    name: str
+    places: bytes
 
-    def image(self) -> tuple[int, int] | None:
-        """Offset and size of its image: jpg before png and the others."""
-        return next((self.members[name] for name in _IMAGES if name in self.members), None)
+    @property
+    def image(self) -> tuple[int, int]:
+        """Offset and size of its image."""
+        return _PLACES.unpack(self.places)[:2]
+
+    @property
+    def json(self) -> tuple[int, int]:
+        """Offset and size of KEY.json; offset 0 if there is none."""
+        return _PLACES.unpack(self.places)[2:4]
+
+    @property
+    def text(self) -> tuple[int, int]:
+        """Offset and size of KEY.txt; offset 0 if there is none."""
+        return _PLACES.unpack(self.places)[4:]
+
+
+def _sample_of(tar: str, name: str, members: Sequence[TarMember]) -> TarSample | None:
+    """The sample with these members, None without an image; jpg goes before png and the others."""
+    places = {member.extension: (member.offset, member.size) for member in members}
+    image = next((places[extension] for extension in _IMAGES if extension in places), None)
+    if image is None:
+        return None
+    absent = (0, 0)
+    return TarSample(tar, name, _PLACES.pack(*image, *places.get("json", absent), *places.get("txt", absent)))
 
 
 class TarFaces(Listed):
     """Pictures in plain WebDataset tars: an image and perhaps KEY.json (labels) and KEY.txt (caption).
 
     Of a JSON object the known fields become labels, the rest `extra` (without EXIF); KEY.txt becomes
-    `extra.caption`. Splits: the folders train, val, test below `path`, else a share by a hash of the key.
+    `extra.caption`. Splits: the folders train, val, test below `path`, else a share by a hash of who it is
+    (the JSON's `identity`, else its `group`), or of the key where that is not said.
     """
 
     has_landmarks = False
@@ -126,17 +149,21 @@ def list_samples(
     items: dict[str, list[Item]] = {split: [] for split in SPLITS}
     without = 0
     for tar, folder_split in tars:
-        for sample in scan_samples(tar):
-            if sample.image() is None:
+        tar_name = str(tar)
+        for name, members in walk_samples(tar):
+            sample = _sample_of(tar_name, name, members)
+            if sample is None:
                 without += 1
                 continue
-            key = key_of(f"{tar.stem}_{sample.key}" if prefix_keys else sample.key)
-            items[folder_split or keyed_split(key, val_fraction)].append(Item(key, sample))
+            key = key_of(f"{tar.stem}_{name}" if prefix_keys else name)
+            who = _who(sample) if val_fraction and not folder_split else ""
+            split = folder_split or keyed_split(who or key, val_fraction)
+            items[split].append(Item(key, sample))
     if not any(items.values()):
         raise DataError(f"{path}: {len(tars)} tars without an image (KEY.jpg, KEY.png, …); check SRC")
-    for split, members in items.items():
+    for split, listed in items.items():
         try:
-            check_keys(members, (f"{m.ref.tar}:{m.ref.key}" for m in members), f"{path} ({split})")
+            check_keys(listed, (f"{item.ref.tar}:{item.ref.name}" for item in listed), f"{path} ({split})")
         except DataError as error:
             raise DataError(f"{error}, or give prefix_keys=true") from None
     return items, {"samples_without_image": without}
@@ -167,65 +194,13 @@ def find_tars(path: Path) -> list[tuple[Path, str | None]]:
     return found
 
 
-def scan_samples(path: Path) -> Iterator[TarSample]:
-    """The samples of a tar, from its headers alone; no member's name becomes a path.
-
-    Raises:
-        DataError: compressed, cut short, damaged, a member that is no plain file, a name that leaves the
-            folder, or the members of a sample apart.
-    """
-    seen: set[str] = set()
-    current, members = "", dict[str, tuple[int, int]]()
-    for name, offset, size in _members(path):
-        parts = member_key(name)
-        if parts is None:
-            continue
-        if parts[0] != current:
-            if members:
-                yield TarSample(str(path), current, members)
-            current, members = parts[0], {}
-            if current in seen:
-                raise DataError(f"{path}: the members of {current!r:.80} are apart, or its key occurs twice")
-            seen.add(current)
-        members[parts[1]] = (offset, size)
-    if members:
-        yield TarSample(str(path), current, members)
-
-
-def _members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of each plain file in a tar."""
-    total = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(6)
-        for magic, packer in _MAGIC.items():
-            if head.startswith(magic):
-                raise DataError(f"{path}: compressed with {packer}: unpack it to a plain .tar")
-        file.seek(0)
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (info := tar.next()) is not None:
-                    _check_member(path, info, total)
-                    if info.isreg():
-                        yield info.name, info.offset_data, info.size
-                    tar.members = []  # type: ignore[attr-defined]  # it would keep every header
-                end = tar.offset
-        except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-            raise DataError(f"{path}: not a readable tar ({error}); fetch or make it again") from None
-        file.seek(min(end, total))
-        rest = file.read(tarfile.BLOCKSIZE)
-        # tarfile stops without a word at a header it cannot read, and at the end of a file cut short.
-        if len(rest) < tarfile.BLOCKSIZE or rest.count(0) != len(rest):
-            raise DataError(f"{path}: cut short or damaged near byte {end}; fetch or make it again")
-
-
-def _check_member(path: Path, info: tarfile.TarInfo, total: int) -> None:
-    name = f"{path}: member {info.name!r:.120}"
-    if not (info.isdir() or (info.isreg() and not info.issparse())):
-        raise DataError(f"{name} is a link, device or sparse file: only plain files are read; pack it again")
-    if info.name.startswith("/") or ".." in info.name.split("/"):
-        raise DataError(f"{name} leaves the folder; pack it again with plain names")
-    if info.offset_data + info.size > total:
-        raise DataError(f"{name} is cut short; fetch or make the tar again")
+def _who(sample: TarSample) -> str:
+    """Who it is, or its group; empty where that is not said, or its labels cannot be read."""
+    try:
+        labels = FaceLabels.from_json(read_json(sample))
+    except DataError:
+        return ""
+    return labels.identity or labels.group or ""
 
 
 def read_member(tar: str, place: tuple[int, int], limit: int) -> bytes:
@@ -246,11 +221,12 @@ def read_member(tar: str, place: tuple[int, int], limit: int) -> bytes:
 
 
 def read_image(sample: TarSample) -> bytes:
-    """Its image's bytes."""
-    place = sample.image()
-    if place is None:
-        raise DataError("no image in the sample")
-    return read_member(sample.tar, place, _MAX_IMAGE)
+    """Its image's bytes.
+
+    Raises:
+        DataError: too large, or the tar has become shorter.
+    """
+    return read_member(sample.tar, sample.image, _MAX_IMAGE)
 
 
 def read_json(sample: TarSample) -> dict[str, Any]:
@@ -259,11 +235,10 @@ def read_json(sample: TarSample) -> dict[str, Any]:
     Raises:
         DataError: too large, no JSON, or another thing than an object.
     """
-    place = sample.members.get("json")
-    if place is None:
+    if not sample.json[0]:
         return {}
     try:
-        content = json.loads(read_member(sample.tar, place, _MAX_JSON))
+        content = json.loads(read_member(sample.tar, sample.json, _MAX_JSON))
     except (ValueError, RecursionError):
         raise DataError("cannot read labels: not valid JSON") from None
     if not isinstance(content, dict):
@@ -273,8 +248,7 @@ def read_json(sample: TarSample) -> dict[str, Any]:
 
 def _labels(sample: TarSample) -> FaceLabels:
     labels = FaceLabels.from_json(read_json(sample), "cannot read labels")
-    place = sample.members.get("txt")
-    if place is not None and "caption" not in labels.extra:
-        text = read_member(sample.tar, place, _MAX_TEXT).decode(errors="replace").strip()
+    if sample.text[0] and "caption" not in labels.extra:
+        text = read_member(sample.tar, sample.text, _MAX_TEXT).decode(errors="replace").strip()
         labels = replace(labels, extra={**labels.extra, "caption": text})
     return labels

@@ -27,9 +27,12 @@ sys.exit(max(128 - code if code < 0 else code for code in codes))
 
 _STUB = """#!{python}
 # A step that records its command; if WAIT is set, it ends with STATUS when USR1 comes, else at once.
+# SAVED is what a run marks that has saved when it was stopped.
 import json, os, pathlib, signal, sys, time
 folder = pathlib.Path({folder!r})
 def stop(number, frame):
+    if os.environ.get("SAVED"):
+        pathlib.Path(os.environ["SAVED"]).touch()
     sys.exit(int(os.environ["STATUS"]))
 signal.signal(signal.SIGUSR1, stop)
 (folder / "command.json").write_text(json.dumps(sys.argv[1:]))

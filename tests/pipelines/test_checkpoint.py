@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +15,19 @@ from pipelines.checkpoint import (
     Checkpoint,
     CheckpointError,
     CheckpointStore,
+    DamagedError,
     TensorFile,
+    describe,
     find_checkpoint,
+    find_file,
     load_encoder,
+    load_optimizer_tensors,
+    optimizer_tensors,
     read_checkpoint,
 )
+from pipelines.config import OptimConfig
+from pipelines.optim import build_optimizer
+from shards.files import sha256_file
 from shards.labels import DataError
 
 
@@ -76,8 +86,30 @@ def test_a_damaged_file_means_the_checkpoint_before(
 def test_all_damaged_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     (store.save(checkpoint(5)) / "state.json").unlink()
-    with pytest.raises(CheckpointError, match="run=OTHER"):
+    for _ in range(2):  # the same command again must not begin anew
+        with pytest.raises(CheckpointError, match="run=OTHER"):
+            store.load()
+
+
+@pytest.mark.parametrize("reason", ["version", errno.ESTALE, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str | int
+) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(checkpoint(5))
+    path = store.save(checkpoint(10)) / "manifest.json"
+    if reason == "version":
+        path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+    else:
+        assert isinstance(reason, int)
+
+        def refuse(path: Path) -> str:
+            raise OSError(reason, os.strerror(reason))
+
+        monkeypatch.setattr("pipelines.checkpoint.sha256_file", refuse)
+    with pytest.raises(CheckpointError, match="version 2" if reason == "version" else "nothing was changed"):
         store.load()
+    assert sorted(path.name for path in tmp_path.glob("*step-*")) == ["step-00000005", "step-00000010"]
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
@@ -111,8 +143,11 @@ def test_what_a_killed_save_left_behind_does_not_disturb(tmp_path: Path) -> None
     store = CheckpointStore(tmp_path)
     (tmp_path / ".step-00000010.tmp").mkdir(parents=True)
     (tmp_path / ".step-00000010.tmp" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".step-00000005.old").mkdir()
+    (tmp_path / ".latest.123.tmp").write_bytes(b"half")
     assert store.load() is None
-    assert read_checkpoint(store.save(checkpoint(10))).step == 10
+    assert read_checkpoint(store.save(checkpoint(15))).step == 15
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000015"]
 
 
 def test_another_version_is_refused_by_name(tmp_path: Path) -> None:
@@ -130,6 +165,101 @@ def test_a_manifest_that_points_elsewhere_is_refused(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="not a file name"):
         read_checkpoint(folder)
+
+
+def test_how_many_updates_were_skipped_is_kept_and_was_not_always(tmp_path: Path) -> None:
+    folder = CheckpointStore(tmp_path).save(replace(checkpoint(5), skipped=3))
+    assert read_checkpoint(folder).skipped == 3
+    state = json.loads((folder / "state.json").read_text())
+    del state["skipped"]
+    (folder / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["state.json"] = sha256_file(folder / "state.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert read_checkpoint(folder).skipped == 0
+
+
+def test_the_best_outlives_rotation_until_a_better_one_comes(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step, score in ((5, 0.5), (10, 0.7), (15, 0.6), (20, float("nan")), (25, 0.7)):
+        store.save(checkpoint(step))
+        if store.is_best(score):
+            store.mark_best(step, score)
+    assert [int(folder.name[5:]) for folder in store.folders()] == [10, 20, 25]
+    assert find_checkpoint(tmp_path, "best").name == "step-00000010"
+    assert find_checkpoint(tmp_path).name == "step-00000025"
+    model = find_file(tmp_path, "model.safetensors", "best")
+    assert describe(model) == "step 10, its best by score" and describe(tmp_path / "model.safetensors") == ""
+    store.mark_best(25, 0.8)
+    store.save(checkpoint(30))
+    assert [int(folder.name[5:]) for folder in store.folders()] == [25, 30]
+
+
+def test_a_best_that_is_gone_or_damaged_is_the_newest(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    store.save(checkpoint(5))
+    store.mark_best(5, 0.5)
+    store.save(checkpoint(10))
+    flip(tmp_path / "step-00000005" / "model.safetensors")
+    assert find_file(tmp_path, "model.safetensors", "best").parent.name == "step-00000010"
+    (tmp_path / "best").write_text((tmp_path / "best").read_text().replace("step-00000005", "step-00000007"))
+    assert store.best() is None and store.is_best(-1.0)
+    (tmp_path / "best").write_text((tmp_path / "best").read_text().replace("step-00000007", "../elsewhere"))
+    with pytest.raises(CheckpointError, match="best: names no checkpoint"):
+        store.best()
+
+
+def flip(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_flipped_byte_is_noticed_where_a_file_is_found_and_the_step_before_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints")
+    older, newer = store.save(checkpoint(5)), store.save(checkpoint(10))
+    flip(newer / "model.safetensors")
+    assert find_file(tmp_path, "model.safetensors") == older / "model.safetensors"
+    assert "step-00000010/model.safetensors: changed" in capsys.readouterr().out
+    assert find_file(tmp_path, "optimizer.safetensors") == newer / "optimizer.safetensors"
+    for named in (newer, newer / "model.safetensors"):  # what was named is not exchanged
+        with pytest.raises(DamagedError, match="changed since"):
+            find_file(named, "model.safetensors")
+    flip(older / "model.safetensors")
+    with pytest.raises(CheckpointError, match="none of its checkpoints"):
+        find_file(tmp_path, "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no such file.*model\.safetensors"):
+        find_file(tmp_path, "encoder.safetensors")
+
+
+def test_a_file_beside_another_kind_of_manifest_is_taken_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"format": "faceprior-shards"}')
+    (tmp_path / "mae.safetensors").write_bytes(b"anything")
+    assert find_file(tmp_path / "mae.safetensors", "encoder.safetensors") == tmp_path / "mae.safetensors"
+
+
+def test_a_parameter_that_had_no_gradient_yet_has_no_state_after_either() -> None:
+    def optimizer() -> torch.optim.Optimizer:
+        parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+        group = {"params": parameters, "names": ["used", "unused"], "weight_decay": 0.0, "lr_scale": 1.0}
+        return build_optimizer([group], OptimConfig())
+
+    first, second = optimizer(), optimizer()
+    first.param_groups[0]["params"][0].grad = torch.ones(2)
+    first.step()
+    saved = optimizer_tensors(first)
+    load_optimizer_tensors(second, saved)
+    assert (
+        optimizer_tensors(second).keys() == saved.keys() == {"used.step", "used.exp_avg", "used.exp_avg_sq"}
+    )
+    del saved["used.exp_avg"]
+    with pytest.raises(CheckpointError, match="state of parameter used is incomplete"):
+        load_optimizer_tensors(optimizer(), saved)
+    with pytest.raises(CheckpointError, match="unknown parameter"):
+        load_optimizer_tensors(optimizer(), {"other.step": torch.ones(())})
 
 
 def test_no_checkpoint_where_one_is_asked_for(tmp_path: Path) -> None:

@@ -49,8 +49,24 @@ def test_parts_are_merged_by_command(
             run("shards", "build", "folder", pictures, tmp_path / "s", *settings, f"build.part={part}") == 0
         )
     assert "part made" in capsys.readouterr().out
-    assert run("shards", "merge", tmp_path / "s") == 0
+    assert run("shards", "merge", tmp_path / "s", "build.max_quarantined=2") == 1
+    assert "must be from 0 to 1" in capsys.readouterr().err
+    assert run("shards", "merge", tmp_path / "s", "build.max_quarantined=0") == 0
     assert "train:" in capsys.readouterr().out
+
+
+def test_what_was_found_and_passed_over_is_said(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "labels.csv").write_text("file,expr\n" + "".join(f"face {i:02d},fear\n" for i in range(60)))
+    (pictures / "more.heic").touch()
+    assert (
+        run("shards", "build", "folder", pictures, tmp_path / "s", "align.mode=none", "build.workers=1") == 0
+    )
+    said = capsys.readouterr().err
+    assert "labels.csv: expr 60; columns kept as extra: none" in said and "1 .heic" in said
+    assert run("shards", "build", "folder", pictures, tmp_path / "s", "align.mode=none") == 0
+    assert "already made; build.again=true" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -150,6 +151,88 @@ def test_a_stopped_run_has_saved_and_goes_on_to_the_same_weights(
         assert f"going on from step {saved[name]}" in run.log()
         assert run.encoder() == uninterrupted[name].encoder()
         assert losses(run.run) == losses(uninterrupted[name].run)
+
+
+def program(folder: Path, name: str, patch: str) -> str:
+    """A script that does what `-m` does with its arguments, after `patch`."""
+    path = folder / f"{name}.py"
+    path.write_text(f"import os, signal, sys\n{patch}\nfrom pipelines.__main__ import main\n")
+    with path.open("a") as file:
+        file.write("sys.exit(main(sys.argv[3:]))\n")  # behind "-m pipelines"
+    return str(path)
+
+
+@pytest.mark.e2e
+def test_a_run_that_is_killed_in_its_last_evaluation_is_finished_by_the_same_command(
+    folder: Path, uninterrupted: dict[str, Launched], interrupted: list[Launched]
+) -> None:
+    patch = (
+        "from pipelines.observe import MAEObserver\n"
+        "MAEObserver.evaluate = lambda *_: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    launcher = [*PYTHON, program(folder, "killed_in_evaluation", patch)]
+    run = Launched(folder, "killed-in-evaluation", launcher).start()
+    interrupted.append(run)
+    assert run.wait() == -signal.SIGKILL
+    assert run.saved_step() == STEPS and not (run.run / "report.html").exists()
+    again = Launched(folder, run.name, PYTHON).start()
+    interrupted.append(again)
+    assert again.wait() == 0, again.log()
+    assert (again.run / "report.html").exists() and "done: " in again.log()
+    whole = uninterrupted["plain"]
+    assert again.encoder() == whole.encoder()
+    assert (again.run / "metrics.jsonl").read_text().splitlines()[-1] == (
+        (whole.run / "metrics.jsonl").read_text().splitlines()[-1]
+    )
+
+
+@pytest.mark.e2e
+def test_a_run_goes_on_with_another_number_of_processes(
+    folder: Path, uninterrupted: dict[str, Launched], interrupted: list[Launched]
+) -> None:
+    run = Launched(folder, "fewer", TWO).start()
+    interrupted.append(run)
+    run.wait_for_steps(5)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() != 0
+    saved = run.saved_step()
+    alone = Launched(folder, "fewer", PYTHON).start()
+    interrupted.append(alone)
+    assert alone.wait() == 0, alone.log()
+    assert f"going on from step {saved}" in alone.log()
+    assert losses(alone.run) == pytest.approx(losses(uninterrupted["plain"].run), rel=0, abs=1e-5)
+    starts = json.loads((alone.run / "run.json").read_text())["starts"]
+    assert [(start["world_size"], start["step"]) for start in starts] == [(2, 0), (1, saved)]
+
+
+@pytest.mark.e2e
+def test_where_one_process_cannot_read_the_checkpoint_all_end_and_nothing_is_moved(
+    folder: Path, interrupted: list[Launched]
+) -> None:
+    """Each with a checkpoint of its own they would train a mixture, or wait for each other for ever."""
+    settings = ["train.epochs=2", "train.stop_at_step=4", "train.save_every=2"]
+    first = Launched(folder, "unreadable", PYTHON, settings).start()
+    interrupted.append(first)
+    assert first.wait() == 0, first.log()
+    patch = (
+        "if os.environ['RANK'] == '1':\n"
+        "    from pipelines import checkpoint\n"
+        "    def stale(path):\n"
+        "        raise OSError(116, 'Stale file handle')\n"
+        "    checkpoint.sha256_file = stale\n"
+    )
+    launcher = [*TWO, program(folder, "unreadable", patch)]
+    second = Launched(folder, "unreadable", launcher, ["train.epochs=2"]).start()
+    interrupted.append(second)
+    assert second.wait() != 0
+    assert second.log().count("faceprior: ") == 2
+    assert "cannot be read (Stale file handle)" in second.log()
+    assert "faceprior: process 1 of 2: " in second.log()
+    saved = sorted(path.name for path in (second.run / "checkpoints").glob("*step-*"))
+    assert saved == ["step-00000002", "step-00000004"]
+    third = Launched(folder, "unreadable", TWO, ["train.epochs=2"]).start()
+    interrupted.append(third)
+    assert third.wait() == 0 and "going on from step 4" in third.log()
 
 
 @pytest.mark.e2e

@@ -76,22 +76,25 @@ def test_the_header_asks_for_what_the_job_says(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "sent", "requeued"),
+    ("status", "sent", "saved", "requeued"),
     [
-        ("0", None, False),  # finished
-        ("1", None, False),  # failed by itself: again would fail again
-        ("143", signal.SIGUSR1, True),
-        ("1", signal.SIGUSR1, True),  # torchrun ends with 1 when it was stopped
-        ("0", signal.SIGUSR1, False),  # finished while it was being stopped
-        ("1", signal.SIGTERM, False),  # scancel
+        ("0", None, False, False),  # finished
+        ("1", None, False, False),  # failed by itself: again would fail again
+        ("143", signal.SIGUSR1, True, True),
+        ("1", signal.SIGUSR1, True, True),  # torchrun ends with 1 when it was stopped
+        ("1", signal.SIGUSR1, False, False),  # it could not save: again would end at the same step
+        ("0", signal.SIGUSR1, False, False),  # finished while it was being stopped
+        ("1", signal.SIGTERM, True, False),  # scancel
     ],
 )
-def test_a_job_goes_back_into_the_queue_only_if_the_scheduler_stopped_it(
-    here: Path, status: str, sent: signal.Signals | None, requeued: bool
+def test_a_job_goes_back_into_the_queue_only_if_the_scheduler_stopped_it_and_it_has_saved(
+    here: Path, status: str, sent: signal.Signals | None, saved: bool, requeued: bool
 ) -> None:
-    script = here / "job.sbatch"
+    script, mark = here / "job.sbatch", here / "runs" / "pretrain" / "pretrain_demo" / "stopped"
+    mark.parent.mkdir(parents=True)
+    mark.touch()  # of an earlier time
     script.write_text(sbatch_script("pretrain_demo", [], Job()))
-    more = {"STATUS": status} | ({"WAIT": "yes"} if sent else {})
+    more = {"STATUS": status} | ({"WAIT": "yes"} if sent else {}) | ({"SAVED": str(mark)} if saved else {})
     with subprocess.Popen(["bash", str(script)], env=_slurm(script, more), start_new_session=True) as job:
         if sent:
             wait_until((here / "command.json").exists, script.read_text)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import webdataset as wds
 
+from shards import shardjob
 from shards.build import BuildConfig, build, merge, parse_part
 from shards.indexing import index_tars
 from shards.labels import DataError
 from shards.manifest import load_manifest
+from shards.records import Encoded, Item, Maker, Rejected
 from shards.shardset import open_shards
-from tests.shards.faces import SmoothFaces, build_smooth
+from tests.shards.faces import SmoothFaces, build_smooth, smooth_jpeg
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -89,8 +96,100 @@ def test_what_is_left_out_is_listed_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_too_much_quarantined_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"quarantine\.csv.*max_quarantined"):
-        build_smooth(tmp_path / "set", reject_every=1)
+    faces = SmoothFaces(reject_every=9)
+    with pytest.raises(DataError, match=r"10 of 90 .*10 'no face'.*quarantine\.csv.*max_quarantined=0\.112"):
+        build(faces, tmp_path / "set", BuildConfig(16, 1), quiet=True)
+    build(faces, tmp_path / "set", BuildConfig(16, 1, max_quarantined=0.112), quiet=True)
+    with pytest.raises(DataError, match=r"90 of 90 .*Mend them and build again$"):
+        build_smooth(tmp_path / "none", reject_every=1)
+
+
+def test_a_few_may_be_left_out_of_a_small_set(tmp_path: Path) -> None:
+    """A photo without a face among a dozen is no reason to refuse them; unless none may be left out."""
+    faces = SmoothFaces(counts={"train": 10}, reject_every=4)
+    with pytest.raises(DataError, match="3 of 10"):
+        build(faces, tmp_path / "set", BuildConfig(16, 1, max_quarantined=0), quiet=True)
+    build(faces, tmp_path / "set", BuildConfig(16, 1), quiet=True)
+    assert load_manifest(tmp_path / "set" / "train").num_quarantined == 3
+
+
+@dataclass(frozen=True)
+class FileFaces(SmoothFaces):
+    """Pictures as files: missing ones are left out, and what was asked for is noted in `log`."""
+
+    folder: Path = Path()
+    counts: dict[str, int] = field(default_factory=lambda: {"train": 40})
+
+    def _make(self, item: Item) -> Encoded | Rejected:
+        with (self.folder / "log").open("a") as log:
+            log.write(f"{item.key}\n")
+        path = self.folder / f"{item.key}.jpg"
+        return Encoded(item.key, {"jpg": path.read_bytes()}) if path.exists() else Rejected(item.key, "gone")
+
+    def asked(self) -> int:
+        """How many pictures were looked at since the last call."""
+        log = self.folder / "log"
+        count = len(log.read_text().split()) if log.exists() else 0
+        log.unlink(missing_ok=True)
+        return count
+
+
+def write_pictures(folder: Path, numbers: Sequence[int], seed: int = 0) -> None:
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        (folder / f"train-{number:04d}.jpg").write_bytes(smooth_jpeg(number + seed))
+
+
+def test_mended_pictures_are_taken_when_a_refused_build_is_run_again(tmp_path: Path) -> None:
+    faces = FileFaces(folder=tmp_path / "in")
+    write_pictures(tmp_path / "in", range(24))
+    for config in (BuildConfig(10, 1), BuildConfig(10, 1)):
+        with pytest.raises(DataError, match=r"16 of 40 .*Mend them and build again"):
+            build(faces, tmp_path / "out", config, quiet=True)
+    assert faces.asked() == 40 + 20  # the two shards with nothing left out are kept
+    write_pictures(tmp_path / "in", range(40))
+    build(faces, tmp_path / "out", BuildConfig(10, 1), quiet=True)
+    assert load_manifest(tmp_path / "out" / "train").num_samples == 40
+    build(faces, tmp_path / "new", BuildConfig(10, 1), quiet=True)
+    assert digests(tmp_path / "out") == digests(tmp_path / "new")
+
+
+def test_a_refused_build_that_is_then_allowed_does_no_work_again(tmp_path: Path) -> None:
+    faces = FileFaces(folder=tmp_path / "in")
+    write_pictures(tmp_path / "in", range(24))
+    with pytest.raises(DataError, match="16 of 40"):
+        build(faces, tmp_path / "out", BuildConfig(10, 1), quiet=True)
+    assert faces.asked() == 40
+    build(faces, tmp_path / "out", BuildConfig(10, 1, max_quarantined=0.4), quiet=True)
+    assert faces.asked() == 0 and load_manifest(tmp_path / "out" / "train").num_samples == 24
+
+
+def test_a_finished_set_says_how_to_take_replaced_pictures(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    faces = FileFaces(folder=tmp_path / "in")
+    write_pictures(tmp_path / "in", range(38))
+    build(faces, tmp_path / "out", BuildConfig(10, 1), quiet=True)
+    write_pictures(tmp_path / "in", range(40), seed=500)
+    caplog.set_level("INFO", "shards")
+    build(faces, tmp_path / "out", BuildConfig(10, 1), quiet=True)
+    assert "already made; build.again=true makes it anew" in caplog.text
+    assert load_manifest(tmp_path / "out" / "train").num_samples == 38
+    for out in ("out", "new"):
+        build(faces, tmp_path / out, BuildConfig(10, 1, again=True), quiet=True)
+    assert load_manifest(tmp_path / "out" / "train").num_samples == 40
+    assert digests(tmp_path / "out") == digests(tmp_path / "new")
+
+
+def test_the_limit_given_to_parts_holds_in_merge_and_another_can_be_given(tmp_path: Path) -> None:
+    for out, limit in (("a", 0.2), ("b", 0.05)):
+        for part in ("1/2", "2/2"):
+            faces = SmoothFaces(counts={"train": 90}, reject_every=9)
+            build(faces, tmp_path / out, BuildConfig(16, 1, part, limit), quiet=True)
+    assert merge(tmp_path / "a" / "train").num_quarantined == 10
+    with pytest.raises(DataError, match=r"build\.max_quarantined=0\.112"):
+        merge(tmp_path / "b" / "train")
+    assert merge(tmp_path / "b" / "train", 0.112).num_quarantined == 10
 
 
 def test_a_folder_of_another_build_is_not_mixed(tmp_path: Path) -> None:
@@ -103,14 +202,129 @@ def test_a_folder_of_another_build_is_not_mixed(tmp_path: Path) -> None:
 
 
 def test_two_builds_of_one_folder_at_once_one_says_so(tmp_path: Path) -> None:
-    import fcntl
-
     folder = tmp_path / "train"
     folder.mkdir()
-    with (folder / ".lock-1-of-1").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with (folder / ".lock").open("w") as held:
+        for kind, part in ((fcntl.LOCK_EX, ""), (fcntl.LOCK_EX, "1/2"), (fcntl.LOCK_SH, "")):
+            fcntl.flock(held, kind)
+            with pytest.raises(DataError, match="another process"):
+                build(SmoothFaces(), tmp_path, BuildConfig(16, 1, part), quiet=True)
+        build(SmoothFaces(), tmp_path, BuildConfig(16, 1, "1/2"), quiet=True)
         with pytest.raises(DataError, match="another process"):
-            build(SmoothFaces(), tmp_path, BuildConfig(16, 1), quiet=True)
+            merge(folder)
+
+
+@dataclass(frozen=True)
+class MeetingFaces(SmoothFaces):
+    """Calls `meet` before each picture."""
+
+    meet: Any = None
+
+    def open_maker(self) -> Maker:
+        make = super().open_maker()
+
+        def meeting(items: Sequence[Item]) -> Iterator[Encoded | Rejected]:
+            self.meet()
+            yield from make(items)
+
+        return meeting
+
+
+def test_parts_that_overlap_may_be_made_at_once(tmp_path: Path) -> None:
+    """The second begins while the first has its first shard half-written, and leaves that alone."""
+    faces = SmoothFaces(counts={"train": 90})
+    begun, go_on = threading.Event(), threading.Event()
+    failed: list[BaseException] = []
+
+    def wait() -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    def run(source: SmoothFaces, part: str) -> None:
+        try:
+            build(source, tmp_path / "parts", BuildConfig(16, 1, part), quiet=True)
+        except BaseException as error:
+            failed.append(error)
+
+    first = threading.Thread(target=run, args=(MeetingFaces(faces.counts, meet=wait), "1/2"))
+    first.start()
+    assert begun.wait(30)
+    second = threading.Thread(target=run, args=(MeetingFaces(faces.counts, meet=go_on.set), "1/3"))
+    second.start()
+    time.sleep(0.3)  # so that it stands at the lock of shard 0
+    assert list((tmp_path / "parts" / "train").glob(".faces-000000.*.tmp"))
+    with pytest.raises(DataError, match="another process"):
+        merge(tmp_path / "parts" / "train")
+    go_on.set()
+    first.join()
+    second.join()
+    assert failed == []
+    run(faces, "2/2")
+    merge(tmp_path / "parts" / "train")
+    build(faces, tmp_path / "whole", BuildConfig(16, 1), quiet=True)
+    assert failed == [] and digests(tmp_path / "parts") == digests(tmp_path / "whole")
+
+
+@dataclass(frozen=True)
+class CrashingFaces(SmoothFaces):
+    """Picture `deadly` ends the process that reads it: always, or only the first time."""
+
+    deadly: str = ""
+    once: Path | None = None
+
+    def _make(self, item: Item) -> Encoded | Rejected:
+        if item.key == self.deadly and not (self.once and self.once.exists()):
+            if self.once:
+                self.once.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._make(item)
+
+
+def test_a_process_that_dies_once_costs_nothing(tmp_path: Path) -> None:
+    faces = CrashingFaces(counts={"train": 90}, deadly="train-0037", once=tmp_path / "died")
+    build(faces, tmp_path / "set", BuildConfig(16, 2), quiet=True)
+    assert (tmp_path / "died").exists()
+    build(SmoothFaces(counts={"train": 90}), tmp_path / "whole", BuildConfig(16, 1), quiet=True)
+    assert digests(tmp_path / "set") == digests(tmp_path / "whole")
+
+
+def test_a_picture_that_brings_processes_down_is_named_and_the_rest_is_made(tmp_path: Path) -> None:
+    faces = CrashingFaces(counts={"train": 90}, deadly="train-0037")
+    with pytest.raises(DataError, match=r"shard 2 brings its process down, at picture 'train-0037'"):
+        build(faces, tmp_path / "set", BuildConfig(16, 2), quiet=True)
+    made = sorted(path.name for path in (tmp_path / "set" / "train").glob("*.tar"))
+    assert made == [f"faces-{number:06d}.tar" for number in (0, 1, 3, 4, 5)]
+    build(replace(faces, deadly=""), tmp_path / "set", BuildConfig(16, 2), quiet=True)
+    assert load_manifest(tmp_path / "set" / "train").num_samples == 90
+
+
+def test_what_a_killed_build_left_half_written_is_removed(tmp_path: Path) -> None:
+    faces = SmoothFaces(counts={"train": 90})
+    build(faces, tmp_path / "set", BuildConfig(16, 1, "1/2"), quiet=True)
+    folder = tmp_path / "set" / "train"
+    (folder / shardjob.PARTS / "000001.json").unlink(missing_ok=True)
+    leftovers = [folder / ".faces-000001.tar.99999.tmp", folder / shardjob.PARTS / ".000001.json.9.tmp"]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    build(faces, tmp_path / "set", BuildConfig(16, 1, "2/2"), quiet=True)
+    assert not any(path.exists() for path in leftovers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"shard_size": 0}, r"build\.shard_size=0: must be 1 or more"),
+        ({"shard_size": -5}, r"build\.shard_size=-5"),
+        ({"chunk_size": 0}, r"build\.chunk_size=0"),
+        ({"workers": -1}, r"build\.workers=-1: must be 0 or more"),
+        ({"max_quarantined": 1.5}, r"build\.max_quarantined=1\.5: must be from 0 to 1"),
+        ({"max_quarantined": float("nan")}, r"build\.max_quarantined=nan"),
+        ({"part": "3/2"}, "i/n"),
+    ],
+)
+def test_settings_are_checked_at_the_door(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        BuildConfig(**settings)
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "x/2", "1", "1/", "-1/2"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import pytest
 
-from shards.index import IndexRow, index_bytes, parse_index
+from shards.index import SAMPLE, IndexRow, index_bytes, parse_index
 from shards.labels import DataError
 
 ROWS = [
@@ -40,3 +43,39 @@ def test_members_outside_the_tar_are_refused() -> None:
 def test_an_index_names_a_file_beside_it_only() -> None:
     with pytest.raises(DataError, match="header names"):
         parse_index(index_bytes("../x.tar", 10240, "ab" * 32, ROWS), "x.idx")
+
+
+def changed(field: str, value: int) -> bytes:
+    """An index whose first sample says something else, with the checksum to match."""
+    data = bytearray(index_bytes("x.tar", 10240, "ab" * 32, ROWS))
+    keys = len("a-1ключ".encode())
+    at = len(data) - 4 - keys - len(ROWS) * SAMPLE.itemsize
+    dtype, offset = SAMPLE.fields[field][:2]  # type: ignore[index]
+    data[at + offset : at + offset + dtype.itemsize] = value.to_bytes(dtype.itemsize, "little")
+    return bytes(data[:-4]) + struct.pack("<I", zlib.crc32(data[:-4]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("first_member", 2), ("num_members", 0), ("num_members", 9), ("key_offset", 9), ("key_size", 0)],
+)
+def test_samples_outside_the_tables_are_refused_though_the_checksum_is_right(field: str, value: int) -> None:
+    assert parse_index(changed("expr", 5), "x.idx").samples["expr"][0] == 5
+    with pytest.raises(DataError, match="a sample lies outside the tables"):
+        parse_index(changed(field, value), "x.idx")
+
+
+def test_keys_that_are_no_text_are_refused_though_the_checksum_is_right() -> None:
+    data = bytearray(index_bytes("x.tar", 10240, "ab" * 32, ROWS))
+    data[-5] = 0xFF
+    data[-4:] = struct.pack("<I", zlib.crc32(data[:-4]))
+    with pytest.raises(DataError, match="keys are not UTF-8"):
+        parse_index(bytes(data), "x.idx")
+
+
+def test_rows_are_what_the_index_was_made_of() -> None:
+    index = parse_index(index_bytes("x.tar", 10240, "ab" * 32, ROWS), "x.idx")
+    assert index.rows() == ROWS
+    assert index_bytes("x.tar", 10240, "ab" * 32, index.rows()) == index_bytes(
+        "x.tar", 10240, "ab" * 32, ROWS
+    )

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from shards.align import ImageError, encode_jpeg, load_image
-from shards.align.decode import is_finished_jpeg
+from shards.align.decode import count_pixels, finished_jpeg
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -169,12 +169,46 @@ def test_a_bomb_in_a_text_chunk_is_refused() -> None:
 def test_only_a_whole_plain_jpeg_is_kept_as_it_is() -> None:
     picture = gradient(32, 32)
     plain = encode_jpeg(picture)
-    assert is_finished_jpeg(plain, 32) and is_finished_jpeg(plain, 0)
-    assert not is_finished_jpeg(plain, 48)
-    assert not is_finished_jpeg(plain[:-10], 32)
-    assert not is_finished_jpeg(encoded(Image.fromarray(picture), "PNG"), 32)
-    assert not is_finished_jpeg(encoded(Image.fromarray(picture), "JPEG", progressive=True), 32)
-    assert not is_finished_jpeg(encoded(Image.fromarray(picture[..., 0]), "JPEG"), 32)
+    assert finished_jpeg(plain, 32) == plain and finished_jpeg(plain, 0) == plain
+    assert finished_jpeg(plain, 48) is None
+    assert finished_jpeg(plain[:-10], 32) is None
+    assert finished_jpeg(encoded(Image.fromarray(picture), "PNG"), 32) is None
+    assert finished_jpeg(encoded(Image.fromarray(picture), "JPEG", progressive=True), 32) is None
+    assert finished_jpeg(encoded(Image.fromarray(picture[..., 0]), "JPEG"), 32) is None
     exif = Image.Exif()
     exif[0x0112] = 6
-    assert not is_finished_jpeg(encoded(Image.fromarray(picture), "JPEG", exif=exif), 32)
+    assert finished_jpeg(encoded(Image.fromarray(picture), "JPEG", exif=exif), 32) is None
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+def test_nothing_but_pixels_is_kept_of_a_jpeg() -> None:
+    """EXIF with a place, XMP, a preview, a comment, a second picture behind the first; pixels to the bit."""
+    picture = gradient(48, 48)
+    exif = Image.Exif()
+    exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 12.0)})
+    exif[0x010F] = "SECRET maker"
+    plain = encode_jpeg(picture)
+    data = encoded(Image.fromarray(picture), "JPEG", quality=95, exif=exif, comment=b"SECRET comment")
+    jfif, rest = plain[2:20], plain[20:]
+    small = b"JFIF\0\1\1\0\0\1\0\1\2\2" + b"SECRETSECRET"
+    more = [segment(0xE0, b"JFXX\0\x10SECRET"), segment(0xEE, b"SECRET"), b"\xff", segment(0xED, b"SECRET")]
+    assert jfif.startswith(segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0"))
+    for source in (data, plain[:2] + segment(0xE0, small) + b"".join(more) + rest + b"SECRET" + plain):
+        assert b"SECRET" in source
+        kept = finished_jpeg(source, 48)
+        assert kept is not None and b"SECRET" not in kept and b"Exif" not in kept
+        assert np.array_equal(load_image(kept), load_image(source))
+        assert kept == plain
+    before_end = plain[:-2] + segment(0xFE, b"SECRET") + plain[-2:]
+    assert finished_jpeg(before_end, 48) == plain
+    adobe = plain[:20] + segment(0xEE, b"Adobe\0d\0\0\0\0\1SECRET") + plain[20:]
+    assert finished_jpeg(adobe, 48) == plain[:20] + segment(0xEE, b"Adobe\0d\0\0\0\0\1") + plain[20:]
+
+
+def test_a_header_says_how_many_pixels_there_will_be() -> None:
+    assert count_pixels(encode_jpeg(gradient(48, 32))) == 48 * 32
+    assert count_pixels(png_header(9_000, 9_000)) == 81_000_000
+    assert count_pixels(b"junk") == 0

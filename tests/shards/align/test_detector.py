@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from shards.align import FaceDetector, load_image
 from shards.align.detector import _canvas
+from shards.labels import DataError
 
 Picture = NDArray[np.uint8]
 
@@ -69,6 +71,37 @@ def test_a_failure_costs_one_picture_only() -> None:
     found = detector._search([good, bad, good], range(3), border=0.0)
     assert [len(found[index]) for index in range(3)] == [1, 0, 1]
     assert found[1].error == "detector failed: IndexError"
+
+
+class FaultyNet:
+    """A device that fails, as with a batch of more than `room` pictures."""
+
+    def __init__(self, error: Exception, room: int) -> None:
+        self.error, self.room = error, room
+
+    def detect(self, pictures: Picture, landmarks: bool) -> tuple[list[Any], list[Any], list[Any]]:
+        if len(pictures) > self.room:
+            raise self.error
+        return [None] * len(pictures), [None] * len(pictures), [None] * len(pictures)
+
+
+def test_a_fault_of_the_device_is_no_fault_of_the_picture() -> None:
+    detector = FaceDetector(device="cpu", batch_pixels=10_000_000)
+    pictures = [np.zeros((192, 192, 3), np.uint8)] * 5
+    detector._net = FaultyNet(RuntimeError("CUDA error: an illegal memory access was encountered"), 0)
+    with pytest.raises(RuntimeError, match="illegal memory"):
+        detector.detect(pictures)
+    detector._net = FaultyNet(torch.OutOfMemoryError("CUDA out of memory"), 0)
+    with pytest.raises(DataError, match=r"too little memory.*build\.workers"):
+        detector.detect(pictures)
+    detector._net = FaultyNet(torch.OutOfMemoryError("CUDA out of memory"), 2)
+    assert [faces.error for faces in detector.detect(pictures)] == [""] * 5
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DataError, match=r"align\.device=cuda: there is no GPU"):
+        FaceDetector(device="cuda")
 
 
 def test_batched_equals_one_by_one(shared_data: Path) -> None:

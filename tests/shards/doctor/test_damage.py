@@ -17,10 +17,17 @@ from tests.shards.faces import smooth_jpeg
 
 def repeat_key(train: Path) -> None:
     shards = open_shards(str(train), "train")
-    samples = [shards.read(i) for i in range(len(shards)) if shards.tar_of(i).name == "faces-000001.tar"]
-    encoded = [Encoded(sample.key, sample.members) for sample in samples]
-    encoded[2] = Encoded("train-0007", encoded[2].members)
+    first, end = shards.shard_sizes[0], shards.shard_sizes[:2].sum()
+    encoded = [Encoded(s.key, s.members, shards.expr[i]) for i in range(first, end) for s in [shards.read(i)]]
+    encoded[2] = Encoded("train-0007", encoded[2].members, encoded[2].expr)
     put_shard(train, 1, encoded)
+
+
+def forget_classes(train: Path) -> None:
+    """An index without the labels that weighted order goes by, listed as it is."""
+    shards = open_shards(str(train), "train")
+    samples = [shards.read(i) for i in range(shards.shard_sizes[0])]
+    put_shard(train, 0, [Encoded(sample.key, sample.members) for sample in samples])
 
 
 def foreign_index(train: Path) -> None:
@@ -108,6 +115,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
         "error",
         r"quarantine\.csv",
         "0 rows, the manifest says 1",
+    ),
+    "index without classes": (
+        forget_classes,
+        "error",
+        r"faces-000000\.tar: sample train-0000",
+        "its index says it has none",
+    ),
+    "index without classes, in all": (
+        forget_classes,
+        "error",
+        r"faces-000000\.tar$",
+        "12 more samples: label and index disagree",
     ),
     "key in two shards": (
         repeat_key,

@@ -14,12 +14,16 @@ from PIL import Image
 
 from shards.doctor.examination import _run_singly
 from shards.doctor.shard import ShardJob
-from shards.labels import DataError
+from shards.indexing import index_tars
+from shards.labels import AU12, EXPR8, DataError
 from shards.manifest import load_manifest
 from shards.records import Encoded, LabelSpace, SourceInfo
 from shards.shardset import open_shards
+from shards.template import template_geometry
 from tests.shards.doctor.sets import COUNTS, flip, found, look, made_set, picture, put_shard, swap
+from tests.shards.doctor.test_damage import forget_classes
 from tests.shards.faces import smooth_jpeg
+from tests.shards.unsteady import failing
 
 
 def test_a_healthy_set_has_no_findings_and_is_counted(healthy: Path) -> None:
@@ -87,7 +91,7 @@ def test_a_label_that_differs_from_the_index_is_found(broken: Path) -> None:
     shards = open_shards(str(broken / "val"), "val")
     samples = [shards.read(i) for i in range(16)]
     put_shard(
-        broken / "val", 0, [Encoded(s.key, s.members, 7 if i == 4 else -1) for i, s in enumerate(samples)]
+        broken / "val", 0, [Encoded(s.key, s.members, 7 if i == 4 else i % 8) for i, s in enumerate(samples)]
     )
     examination = look(broken)
     assert found(examination, "error", r"val/faces-000000\.tar: sample val-0004", "its index says class 7")
@@ -142,9 +146,15 @@ def test_flat_pictures_are_said_not_paired(tmp_path: Path) -> None:
 
 def test_joined_sets_are_compared_with_each_other(tmp_path: Path) -> None:
     recipe = SourceInfo(
-        "other", "unknown", label_space=LabelSpace(("sad", "glad"), ()), alignment={"size": 64}
+        "other",
+        "unknown",
+        label_space=LabelSpace(("sad", "glad"), ()),
+        alignment={"geometry": template_geometry(48, 0.25)},
     )
-    a = made_set(tmp_path / "a")
+    here = SourceInfo(
+        "made", "CC0", label_space=LabelSpace(EXPR8, AU12), alignment={"geometry": template_geometry(48, 0)}
+    )
+    a = made_set(tmp_path / "a", info=here)
     b = made_set(tmp_path / "b", seed=1, info=recipe, labels={}, images={"train-0001": smooth_jpeg(5, 48)})
     examination = look(a, b)
     assert found(
@@ -152,6 +162,7 @@ def test_joined_sets_are_compared_with_each_other(tmp_path: Path) -> None:
     )
     assert found(examination, "error", "b/train$", "expression classes: not the same")
     assert found(examination, "warning", "b/train$", "alignment recipe: not the same")
+    assert found(examination, "error", "b/train$", r"faces lie elsewhere.*margin 0\.25; .*margin 0\)")
     assert found(examination, "warning", "a/train and .*b/train", "joined sets share pictures")
     assert found(examination, "note", r"b/val/manifest\.json", "no licence")
     assert not found(examination, "error", "", "identities")  # p1 of another source is another person
@@ -211,3 +222,28 @@ def test_damaged_json_of_a_manifest_of_any_shape_never_stops_it(broken: Path) ->
     for bad in ([], 3, None, {"shards": 3}, "x", {"label_space": None}, {"shards": [None]}, {"alignment": 7}):
         path.write_text(json.dumps(whole | bad if isinstance(bad, dict) else bad))
         assert found(look(broken), "error", r"train.manifest\.json", "manifest|damaged")
+
+
+def test_every_remedy_for_an_index_mends_it_and_takes_nothing_else(broken: Path) -> None:
+    """What the doctor says to do with a damaged index is done, and the set is as it was."""
+    train = broken / "train"
+    before = {path.name: path.read_bytes() for path in train.iterdir()}
+    flip(train / "faces-000000.idx", 300)
+    (train / "faces-000001.idx").unlink()
+    (finding, *_) = found(look(broken), "error", r"000000\.idx", "sha256 differs")
+    assert "faceprior shards index" in finding.remedy
+    index_tars(sorted(train.glob("*.tar")), train, "train", "another name", "another licence")
+    assert {path.name: path.read_bytes() for path in train.iterdir()} == before
+    assert look(broken).findings == ()
+
+
+def test_an_index_that_lost_its_classes_gets_them_back(broken: Path) -> None:
+    forget_classes(broken / "train")
+    assert not look(broken).healthy
+    index_tars(sorted((broken / "train").glob("*.tar")), broken / "train", "train", "", "")
+    assert look(broken).healthy
+
+
+def test_a_read_that_fails_once_is_no_damage(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, after=30)
+    assert look(healthy).findings == ()

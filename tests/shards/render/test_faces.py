@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from shards.align import AlignConfig
 from shards.labels import AU12, EXPR8, FaceLabels
 from shards.records import Encoded
 from shards.render import RenderedFaces
 from shards.render import constants as c
 from shards.render.faces import draw_labels
+from shards.template import relative_geometry
 
 NUM_LABELS = 6000
 
@@ -105,11 +107,19 @@ def test_the_source_says_what_it_is(faces: RenderedFaces) -> None:
     assert info.rendered
     assert info.label_space.expr == EXPR8
     assert info.label_space.au == AU12
-    assert info.alignment["size"] == 112
-    assert info.alignment["margin"] == faces.margin
+    assert info.alignment["geometry"]["size"] == 112
+    assert info.alignment["geometry"]["margin"] == faces.margin
     assert info.settings["seed"] == 3
     assert info.settings["counts"] == {"train": 40, "val": 6, "test": 6}
     json.dumps(info.settings | info.alignment)
+
+
+def test_where_its_faces_lie_is_said_as_of_real_ones() -> None:
+    """One schema: sets that were aligned in the same way are seen to be, however they were made."""
+    aligned = relative_geometry(AlignConfig(mode="given", size=160).recipe())
+    assert aligned is not None
+    assert relative_geometry(RenderedFaces().info.alignment) == aligned
+    assert relative_geometry(RenderedFaces(margin=0.2).info.alignment) != aligned
 
 
 def test_settings_out_of_range_are_refused() -> None:

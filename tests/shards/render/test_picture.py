@@ -20,10 +20,10 @@ from shards.render.camera import draw_camera
 from shards.render.geometry import Similarity, fit_similarity
 from shards.render.head import Head, build_head
 from shards.render.picture import DEFAULT_MARGIN, Picture, View, render
-from shards.render.regions import region_mask
 from shards.render.scene import Frame, Glasses, Pose, Scene, draw_frame, draw_scene
 from shards.render.sheet import contact_sheet
 from shards.template import template_points
+from tests.shards.render.regions import region_mask
 
 NUM_HEADS = 8
 

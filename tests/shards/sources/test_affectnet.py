@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from shards.align import AlignConfig
-from shards.labels import DataError
+from shards.labels import DataError, ReadError
 from shards.records import Encoded, Rejected
 from shards.sources import AlignedFaces, build_source
 from shards.sources.affectnet import CLASSES, five_points, read_npy
+from shards.sources.pictures import FolderPictures
 from shards.template import TEMPLATE
 from tests.shards.sources.affect_layouts import (
     affectnet_files,
@@ -105,10 +106,31 @@ def test_faces_without_a_partner_are_counted_and_many_refused(tmp_path: Path) ->
     assert len(made(faces)) == 5
 
 
+def test_an_annotation_that_lacks_a_file_is_counted(tmp_path: Path) -> None:
+    files = affectnet_files()
+    del files["train_set/annotations/9_val.npy"], files["train_set/annotations/12_lnd.npy"]
+    path = write_files(tmp_path, files)
+    for landmarks, count in ((True, 2), (False, 1)):
+        faces = source(path, max_unused=0.4, landmarks=landmarks)
+        assert faces.info.settings["counts"]["train"]["unusable"] == {"no annotation": count}
+
+
+def test_a_disk_that_fails_while_expressions_are_listed_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_files(tmp_path, affectnet_files())
+
+    def failing(pictures: FolderPictures, name: str) -> bytes:
+        raise ReadError("cannot read: Stale file handle")
+
+    monkeypatch.setattr(FolderPictures, "read", failing)
+    with pytest.raises(DataError, match=r"_exp\.npy: cannot read: Stale file handle"):
+        source(path, max_unused=1.0)
+
+
 @pytest.mark.parametrize(
     ("kind", "data", "reason"),
     [
-        ("val", None, "No such file"),
         ("val", npy("loud"), "valence must be a number"),
         ("aro", npy(1.5), r"arousal must be a number in \[-1, 1\], got '1.5'$"),
         ("aro", npy([0.1, 0.2]), "arousal must be one value, got 2"),
@@ -117,15 +139,9 @@ def test_faces_without_a_partner_are_counted_and_many_refused(tmp_path: Path) ->
         ("lnd", npy(["x"] * 136), "lnd must be 68 points"),
     ],
 )
-def test_a_damaged_annotation_costs_one_face(
-    tmp_path: Path, kind: str, data: bytes | None, reason: str
-) -> None:
+def test_a_damaged_annotation_costs_one_face(tmp_path: Path, kind: str, data: bytes, reason: str) -> None:
     files = affectnet_files()
-    name = f"train_set/annotations/9_{kind}.npy"
-    if data is None:
-        del files[name]
-    else:
-        files[name] = data
+    files[f"train_set/annotations/9_{kind}.npy"] = data
     record = made(source(write_files(tmp_path, files)))["9"]
     assert isinstance(record, Rejected)
     assert re.search(reason, record.reason)

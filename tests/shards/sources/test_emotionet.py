@@ -99,3 +99,10 @@ def test_one_table_is_needed(tmp_path: Path) -> None:
     assert len(made(source(root, table="one.csv"))) == 2
     with pytest.raises(DataError, match="no such folder"):
         source(root / "absent")
+
+
+def test_units_of_a_row_are_one_small_text(tmp_path: Path) -> None:
+    """Millions of items: rows that are alike share theirs."""
+    table = TABLE.replace("http://a/2.jpg,999,0,1,", "http://a/2.jpg,1,0,999,1")
+    first, second = (item.ref for item in source(layout(tmp_path, table)).items("train"))
+    assert first[2] == "AU1=1 AU2=0 AU12=1" and first[2] is second[2]

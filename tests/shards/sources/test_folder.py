@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 
 from shards.align import AlignConfig
+from shards.build import BuildConfig, build
 from shards.labels import AU12, EXPR8, DataError
 from shards.records import Encoded, Rejected
-from shards.sources import AlignedFaces, FolderFaces, build_source
+from shards.shardset import open_shards
+from shards.sources import AlignedFaces, FolderFaces, build_source, raw
 from tests.shards.sources.layouts import drawn, labels, made, write_files, write_zip
 
 NONE = AlignConfig(mode="none", size=32)
@@ -251,20 +254,76 @@ def test_broken_pictures_are_rejected_with_reasons(tmp_path: Path) -> None:
     root = write_files(
         tmp_path, {"cut.jpg": drawn(0)[:400], "empty.png": b"", "good.jpg": drawn(1), "text.jpg": "hello"}
     )
-    faces = source(root)
-    write_files(root, {"gone.jpg": drawn(2)})
-    faces = source(root)
-    faces.items("train")
-    (root / "gone.jpg").unlink()
-    records = made(faces)
+    records = made(source(root))
     reasons = {key: record.reason for key, record in records.items() if isinstance(record, Rejected)}
     assert reasons == {
         "cut": "cannot decode: cut short",
         "empty": "cannot decode: empty file",
-        "gone": "cannot read: No such file or directory",
         "text": "cannot decode: not a JPEG, PNG, WebP, BMP, TIFF or GIF picture",
     }
-    assert list(records) == ["cut", "empty", "gone", "good", "text"]
+    assert list(records) == ["cut", "empty", "good", "text"]
+
+
+def test_a_picture_that_is_gone_is_an_error_not_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw, "_WAITS", ())
+    faces = source(write_files(tmp_path, {"gone.jpg": drawn(0), "good.jpg": drawn(1)}))
+    (tmp_path / "gone.jpg").unlink()
+    with pytest.raises(DataError, match=r"gone\.jpg: cannot be read \(No such file.*empty file"):
+        made(faces)
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = write_files(tmp_path, {"a.jpg": drawn(0), "closed/b.jpg": drawn(1)})
+    scandir = os.scandir
+
+    def refusing(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"closed: cannot be listed \(Permission denied\)"):
+        source(root)
+
+
+def test_rarer_suffixes_are_pictures_and_other_files_are_counted_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_files(
+        tmp_path,
+        {
+            "a.jfif": drawn(0),
+            "b.JPE": drawn(1),
+            "c.gif": drawn(2, kind="GIF"),
+            "d.heic": b"",
+            "e.HEIC": b"",
+            "LICENSE": "",
+            "labels.csv": "file,expr\na,fear\nb,fear\nc,anger\n",
+        },
+    )
+    records = made(source(root))
+    assert list(records) == ["a", "b", "c"] and all(isinstance(r, Encoded) for r in records.values())
+    assert (
+        "3 other files are no pictures that can be read and are passed over: 2 .heic, 1 without"
+        in caplog.text
+    )
+
+
+def test_long_names_become_keys_that_fit_a_tar_and_keep_apart(tmp_path: Path) -> None:
+    long = "x" * 120
+    files: dict[str, bytes | str] = {f"{long}/{long}{n}.jpg": drawn(n, (32, 32)) for n in range(3)}
+    faces = source(write_files(tmp_path / "in", files))
+    keys = [item.key for item in faces.items("train")]
+    assert len(set(keys)) == 3 and all(len(key) <= 80 for key in keys)
+    build(faces, tmp_path / "out", BuildConfig(workers=1), quiet=True)
+    assert open_shards(str(tmp_path / "out"), "train").key(0) in keys
+
+
+def test_labels_that_no_file_can_hold_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"labels\.json entry 2: text that is not Unicode, in .*ud800"):
+        source(folder(tmp_path, '{"a": {"mood": "x"}, "b": {"mood": "\\ud800"}}', "labels.json"))
 
 
 def test_finished_jpegs_are_stored_as_they_are(tmp_path: Path) -> None:

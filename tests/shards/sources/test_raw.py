@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from collections.abc import Sequence
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from shards.align import AlignConfig, FaceDetector, Faces
+from shards.align.decode import load_image
 from shards.align.geometry import TEMPLATE
 from shards.labels import DataError, FaceLabels
 from shards.records import Encoded, Item, Rejected, SourceInfo
@@ -39,7 +42,7 @@ class InMemory:
         def read(item: Item) -> RawFace:
             data = self.pictures[item.key]
             if data is None:
-                raise PermissionError(13, "Permission denied", "/some/where")
+                raise DataError("cannot read: cut short")
             return RawFace(data, LABELS, TEMPLATE if self.has_landmarks else None)
 
         return read
@@ -96,7 +99,113 @@ def test_order_and_bytes_do_not_depend_on_the_batch(monkeypatch: pytest.MonkeyPa
     records = list(source.open_maker()(source.items("train")))
     assert [record.key for record in records] == list(pictures)
     assert records == expected
-    assert records[3] == Rejected("k3", "cannot read: Permission denied")
+    assert records[3] == Rejected("k3", "cannot read: cut short")
+
+
+def test_no_more_is_held_at_once_than_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three small pictures fit; with the large one, held alone, they would not."""
+    pictures: dict[str, bytes | None] = {f"k{n}": drawn(n, (20, 20)) for n in range(4)}
+    pictures["k2"] = drawn(9, (40, 40))
+    held: list[int] = []
+    maker: Any = AlignedFaces(InMemory(pictures), AlignConfig(mode="none", size=16)).open_maker()
+    align = maker.aligner.align
+
+    def spy(batch: Sequence[Any], landmarks: Sequence[Any]) -> Any:
+        held.append(sum(picture.shape[0] * picture.shape[1] for picture in batch))
+        return align(batch, landmarks)
+
+    maker.aligner.align = spy
+    monkeypatch.setattr(raw, "_BATCH_PIXELS", 1700)
+    assert len(list(maker([Item(key) for key in pictures]))) == 4
+    assert held == [800, 1600, 400]
+
+
+@dataclass
+class Flaky(InMemory):
+    """The first `failures` reads fail as a network disk does."""
+
+    failures: int = 0
+
+    def open_reader(self) -> Reader:
+        left = [self.failures]
+
+        def read(item: Item) -> RawFace:
+            if left[0]:
+                left[0] -= 1
+                raise OSError(116, "Stale file handle", "/some/where/a.jpg")
+            return RawFace(self.pictures[item.key] or b"")
+
+        return read
+
+
+def test_a_file_that_cannot_be_read_is_tried_again_and_never_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(raw, "_WAITS", (0.0, 0.0, 0.0))
+
+    def records(failures: int) -> list[Encoded | Rejected]:
+        source = AlignedFaces(Flaky({"a": drawn(0)}, failures=failures), AlignConfig(mode="none"))
+        return list(source.open_maker()([Item("a")]))
+
+    assert isinstance(records(3)[0], Encoded)
+    with pytest.raises(DataError, match=r"/some/where/a\.jpg: cannot be read \(Stale file handle; tried 4"):
+        records(4)
+
+
+@pytest.mark.parametrize(
+    ("labels_of_b", "reason"),
+    [
+        (lambda: FaceLabels(extra={"caption": "\ud800"}), "not Unicode"),
+        (lambda: FaceLabels(extra={1: 0, "b": 0}), "cannot be used: TypeError"),  # type: ignore[dict-item]
+        (lambda: FaceLabels(valence=float(10**400)), "cannot be used: OverflowError"),
+    ],
+)
+def test_labels_that_cannot_be_used_cost_one_picture(labels_of_b: Any, reason: str) -> None:
+    class Odd(InMemory):
+        def open_reader(self) -> Reader:
+            return lambda item: RawFace(drawn(0), labels_of_b() if item.key == "b" else FaceLabels())
+
+    source = AlignedFaces(Odd({"a": b"", "b": b"", "c": b""}), AlignConfig(mode="none"))
+    records = list(source.open_maker()(source.items("train")))
+    assert [record.key for record in records] == ["a", "b", "c"]
+    assert isinstance(records[1], Rejected) and reason in records[1].reason
+    assert isinstance(records[0], Encoded) and isinstance(records[2], Encoded)
+
+
+def test_a_place_in_the_metadata_does_not_reach_the_shard() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 31.0, 12.0)})
+    out = io.BytesIO()
+    Image.open(io.BytesIO(drawn(0, (112, 112)))).save(out, "JPEG", quality=95, exif=exif, comment=b"SECRET")
+    data = out.getvalue()
+    assert Image.open(io.BytesIO(data)).getexif().get_ifd(0x8825)
+    source = AlignedFaces(InMemory({"a": data}), AlignConfig(mode="none"))
+    [record] = source.open_maker()([Item("a")])
+    assert isinstance(record, Encoded)
+    kept = Image.open(io.BytesIO(record.members["jpg"]))
+    assert not kept.getexif() and b"SECRET" not in record.members["jpg"]
+    assert np.array_equal(load_image(record.members["jpg"]), load_image(data))
+
+
+def test_a_fault_of_the_detector_leaves_nothing_out() -> None:
+    maker: Any = AlignedFaces(InMemory({"a": drawn(0)}), AlignConfig(mode="none")).open_maker()
+
+    def broken(*arguments: Any) -> Any:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    maker.aligner.align = broken
+    with pytest.raises(DataError, match=r"a … a: the search for faces failed .*launch failure"):
+        list(maker([Item("a")]))
+
+
+def test_faces_are_searched_on_the_cpu_unless_a_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every worker would open the GPU; and what it finds may differ in last bits."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    maker: Any = AlignedFaces(InMemory({}), AlignConfig(mode="detect")).open_maker()
+    assert maker.aligner.detector.device.type == "cpu"
+    assert AlignConfig(mode="detect", device="cuda:1").recipe() == AlignConfig(mode="detect").recipe()
+    with pytest.raises(DataError, match=r"align\.device='gpu'"):
+        AlignConfig(device="gpu")
 
 
 def test_an_unknown_expression_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:

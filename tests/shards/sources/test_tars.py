@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import tarfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from shards.align import AlignConfig
 from shards.labels import DataError
 from shards.records import Encoded, Rejected
 from shards.sources import AlignedFaces, build_source
+from shards.sources.tars import list_samples
 from tests.shards.sources.layouts import drawn, img2dataset_tar, labels, made, write_tar
 
 NONE = AlignConfig(mode="none", size=32)
@@ -138,6 +141,46 @@ def test_members_apart_and_keys_twice(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"have the same key '0'.*prefix_keys=true"):
         source(tmp_path)
     assert list(made(source(tmp_path, prefix_keys=True))) == ["one_0", "two_0"]
+
+
+def test_what_the_indexer_refuses_is_refused_here_too(tmp_path: Path) -> None:
+    """One reader of headers: nothing is dropped without a word."""
+    one = write_tar(tmp_path / "x.tar", {"a.jpg": drawn(0)}).read_bytes()
+    two = write_tar(tmp_path / "x.tar", {"b.jpg": drawn(1)}).read_bytes()
+    (tmp_path / "x.tar").write_bytes(one + two)
+    with pytest.raises(DataError, match="more members after the end mark"):
+        source(tmp_path)
+    write_tar(tmp_path / "x.tar", {"a.jpg": drawn(0), "a.JPG": drawn(1)})
+    with pytest.raises(DataError, match=r"'a\.JPG' occurs twice"):
+        source(tmp_path)
+
+
+def test_no_person_or_group_is_in_two_splits(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {}
+    for i in range(60):
+        who = [{"identity": f"p{i % 10}", "group": f"v{i}"}, {"group": f"v{i % 10}"}, {}][i // 20]
+        files |= {f"{i:02d}.jpg": drawn(i % 3), f"{i:02d}.json": json.dumps(who)}
+    files |= {"60.jpg": drawn(0), "60.json": "{"}
+    faces = source(write_tar(tmp_path / "x.tar", files), val_fraction=0.4)  # type: ignore[arg-type]
+    split_of = {int(item.key): split for split in faces.splits() for item in faces.items(split)}
+    assert len(split_of) == 61
+    for first, unit in ((0, 10), (20, 10)):
+        found = [{split_of[first + i], split_of[first + i + unit]} for i in range(10)]
+        assert all(len(splits) == 1 for splits in found) and len(set.union(*found)) == 2
+    assert {split_of[i] for i in range(40, 60)} == {"train", "val"}
+
+
+def test_a_listing_is_small(tmp_path: Path) -> None:
+    """Millions of samples are listed in one process."""
+    write_tar(tmp_path / "x.tar", {f"{i:09d}.{e}": "{}" for i in range(1000) for e in ("jpg", "json", "txt")})
+    listing, _ = list_samples(tmp_path, 0.1, False)
+    tracemalloc.start()
+    try:
+        listing, _ = list_samples(tmp_path, 0.1, False)
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert used / sum(map(len, listing.values())) < 700
 
 
 def test_split_folders(tmp_path: Path) -> None:

@@ -1,0 +1,245 @@
+"""A model and the way to the faces it reads: frames -> detected, aligned faces -> what it says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from finetune.outputs import outputs_of
+from pipelines.config import ConfigError
+from pipelines.facetable import NO_FACE, UNREADABLE, FaceColumns, FacePrediction
+from pipelines.models import LoadedModel
+from shards.align import AlignConfig, AlignedFace, Aligner, Alignment
+from shards.labels import DataError
+from shards.sources.media import MediaFrame
+from shards.template import TEMPLATE, TEMPLATE_NAME
+from shards.transforms import fit
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Options.
+
+    Attributes:
+        batch_size: faces that the model sees at once, and frames that are held at most.
+        every: of a video, faces are searched for in every n-th frame, and taken to be in the same place in
+            the frames after it; where it showed none, each of these is searched too.
+        align: "auto" finds faces and cuts them out as the training faces were; "none" takes each picture for
+            a face that was cut out so already.
+        faces: "all" of a picture, or the "largest".
+        min_confidence: of a detection, in [0, 1]; None = as in training.
+        detect_side: pictures are shrunk to this longer side for the search; None = as in training. Faces
+            smaller than 20 of those pixels are not found.
+        picture_seconds: of a video, one annotated picture for so many seconds.
+        device: "cpu", "cuda", …; "" = a GPU if there is one.
+        quiet: no progress bar.
+    """
+
+    batch_size: int = 32
+    every: int = 1
+    align: str = "auto"
+    faces: str = "all"
+    min_confidence: float | None = None
+    detect_side: int | None = None
+    picture_seconds: float = 1.0
+    device: str = ""
+    quiet: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        for name, allowed in (("align", ("auto", "none")), ("faces", ("all", "largest"))):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: use {' or '.join(allowed)}")
+
+
+@dataclass(frozen=True)
+class FramePrediction:
+    """One frame, its rows, and its aligned faces, (S, S, 3) uint8 each, in the order of the rows."""
+
+    frame: MediaFrame
+    rows: tuple[FacePrediction, ...]
+    faces: tuple[NDArray[np.uint8], ...]
+
+
+class FacePredictor:
+    """A model and the way its faces are found and cut out."""
+
+    def __init__(self, loaded: LoadedModel, config: PredictConfig) -> None:
+        """
+        Raises:
+            DataError: its faces were aligned to a template that is not known.
+            ConfigError: a device that is not there.
+        """
+        self.config = config
+        self.spec = loaded.spec
+        self.rendered = bool(loaded.facts.get("rendered"))
+        self.columns = FaceColumns(loaded.spec.expr, loaded.spec.au)
+        self.align, self.note = align_config(loaded.facts.get("alignment", ()), config)
+        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = _device(device)
+        self._model = loaded.model.eval().to(self._device)
+        self._aligner = Aligner(self.align, device)
+        self._again = None if self.align.mode == "none" else Aligner(replace(self.align, mode="given"))
+        self._last: tuple[str, Alignment] | None = None
+
+    def __call__(self, frames: Sequence[MediaFrame]) -> Iterator[FramePrediction]:
+        """Yields what is said of each frame, in order; a video's frames must come in order too."""
+        alignments = self._find(frames)
+        scores = iter(self._scores([face.image for found in alignments for face in found.faces]))
+        for frame, found in zip(frames, alignments):
+            place = FacePrediction(frame.file, frame.frame, frame.seconds)
+            faces = tuple(face.image for face in found.faces)
+            rows = [
+                replace(place, face=number, **_place(face), **next(scores))
+                for number, face in enumerate(found.faces, start=1)
+            ]
+            yield FramePrediction(frame, tuple(rows or [replace(place, status=found.reason)]), faces)
+
+    def _find(self, frames: Sequence[MediaFrame]) -> list[Alignment]:
+        """The faces of each frame, from left to right."""
+        found: dict[int, Alignment] = {}
+        every = self.config.every if self._again else 1
+        readable = [number for number, frame in enumerate(frames) if frame.picture is not None]
+        self._search(frames, [n for n in readable if (frames[n].frame or 0) % every == 0], found)
+        left = []
+        for number in readable:
+            frame = frames[number]
+            if number in found:
+                self._last = (frame.file, found[number])
+            elif self._last and self._last[0] == frame.file and self._last[1].faces:
+                found[number] = self._same_place(frame, self._last[1])
+            else:
+                left.append(number)
+        self._search(frames, left, found)
+        nothing = [Alignment((), f"{UNREADABLE}: {frame.reason}") for frame in frames]
+        return [found.get(number, nothing[number]) for number in range(len(frames))]
+
+    def _search(
+        self, frames: Sequence[MediaFrame], numbers: Sequence[int], found: dict[int, Alignment]
+    ) -> None:
+        pictures: Any = [frames[number].picture for number in numbers]
+        for number, alignment in zip(numbers, self._aligner.align(pictures)):
+            found[number] = alignment if alignment.faces else replace(alignment, reason=_why(alignment))
+
+    def _same_place(self, frame: MediaFrame, earlier: Alignment) -> Alignment:
+        """The faces of an earlier frame, cut out of this one."""
+        assert self._again is not None and frame.picture is not None
+        marks = [face.landmarks for face in earlier.faces]
+        cuts = self._again.align([frame.picture] * len(marks), marks)
+        faces = [
+            replace(cut.faces[0], box=face.box, confidence=None)
+            for cut, face in zip(cuts, earlier.faces)
+            if cut.faces
+        ]
+        return Alignment(tuple(faces), "" if faces else cuts[0].reason)
+
+    @torch.inference_mode()
+    def _scores(self, faces: Sequence[NDArray[np.uint8]]) -> Iterator[dict[str, Any]]:
+        """The part of a row that the model makes, for each aligned face."""
+        size = self.spec.image_size
+        for start in range(0, len(faces), self.config.batch_size):
+            part = faces[start : start + self.config.batch_size]
+            images = torch.stack(
+                [fit(torch.from_numpy(np.array(face)).permute(2, 0, 1), size) for face in part]
+            )
+            out = outputs_of(self._model, images.to(self._device))
+            expr, au, va = (None if values is None else values.double().cpu().tolist() for values in out)
+            for number in range(len(part)):
+                scores: dict[str, Any] = {}
+                if expr is not None:
+                    scores["expr_probs"] = dict(zip(self.spec.expr, expr[number]))
+                    scores["expression"] = max(scores["expr_probs"], key=scores["expr_probs"].__getitem__)
+                if au is not None:
+                    scores["au_probs"] = dict(zip(self.spec.au, au[number]))
+                if va is not None:
+                    scores["valence"], scores["arousal"] = va[number]
+                yield scores
+
+
+def align_config(
+    recipes: Mapping[str, Any] | Sequence[Mapping[str, Any]], config: PredictConfig
+) -> tuple[AlignConfig, str]:
+    """How faces are to be cut out for a model, from what its file says of its training faces.
+
+    Args:
+        recipes: of each of its shard sets, as manifests have them.
+        config: options that go before them.
+
+    Returns:
+        The alignment, and what is to be said of it ("" = nothing).
+
+    Raises:
+        DataError: the faces lie by another template than `shards.template`.
+    """
+    known = [recipes] if isinstance(recipes, Mapping) else list(recipes)
+    first = next((recipe for recipe in known if _geometry(recipe) is not None), known[0] if known else {})
+    size, margin = _geometry(first) or (int(first.get("geometry", {}).get("size", 0)), 0.0)
+    if config.align == "none":
+        return AlignConfig(mode="none", size=size), ""
+    detector = first.get("detector")
+    detector = detector if isinstance(detector, Mapping) else {}
+    default = AlignConfig()
+    align = AlignConfig(
+        mode="detect",
+        size=size or default.size,
+        margin=margin,
+        faces=config.faces,
+        min_face=first.get("min_face", default.min_face),
+        min_confidence=_either(config.min_confidence, detector.get("min_confidence", default.min_confidence)),
+        detect_side=_either(config.detect_side, detector.get("side", default.detect_side)),
+    )
+    note = ""
+    if _geometry(first) is None:
+        note = (
+            "the model's file does not say where its faces lie in their images; they are cut out by the "
+            f"template {TEMPLATE_NAME}, without margin. For pictures that are cut out as its own: align=none"
+        )
+    elif len({_geometry(recipe) for recipe in known}) > 1:
+        note = f"the model learned from faces cut out in several ways; here: {size} pixels, margin {margin:g}"
+    return align, note
+
+
+def _geometry(recipe: Mapping[str, Any]) -> tuple[int, float] | None:
+    """(size, margin) of faces that lie by our template; None where a recipe names none."""
+    stated = recipe.get("geometry", recipe)  # the default faces state it without this heading
+    points = stated.get("points", stated.get("template"))
+    if points is None:
+        return None
+    if points != TEMPLATE_NAME:
+        given = np.asarray(points, np.float64) if not isinstance(points, str) else np.zeros(0)
+        if given.shape != TEMPLATE.shape or not np.allclose(given, TEMPLATE, atol=0.01):
+            raise DataError(
+                f"the model's faces lie by a template that is not {TEMPLATE_NAME}; cut faces out as its "
+                "training faces were, and predict with align=none"
+            )
+    return int(stated.get("size", 0)), float(stated.get("margin", 0.0))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device={name}: use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device={name}: there is no GPU that can be used; leave it out, or use cpu")
+    return device
+
+
+def _either(wanted: Any, otherwise: Any) -> Any:
+    return otherwise if wanted is None else wanted
+
+
+def _why(alignment: Alignment) -> str:
+    return alignment.reason or NO_FACE
+
+
+def _place(face: AlignedFace) -> dict[str, Any]:
+    marks = None if face.landmarks is None else tuple((x, y) for x, y in face.landmarks.tolist())
+    return {"box": face.box, "landmarks": marks, "detection": face.confidence}

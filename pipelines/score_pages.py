@@ -1,0 +1,155 @@
+"""What the report shows of a finetuning run: its scores, drawn from predictions/<split>.csv alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pipelines.predictions import Predictions, read_csv
+from pipelines.scores import Estimate, Scores, compare, is_labelled, score
+from shards.labels import DataError
+
+_BLUE = "#1d4e89"
+_MAX_POINTS = 4000
+NAMES = {
+    "score": "score: mean CCC + macro F1 + mean AU F1, of those there are (P_MTL with all three)",
+    "ccc_valence": "valence, CCC",
+    "cc_valence": "valence, correlation",
+    "rmse_valence": "valence, RMSE",
+    "ccc_arousal": "arousal, CCC",
+    "cc_arousal": "arousal, correlation",
+    "rmse_arousal": "arousal, RMSE",
+    "expr_macro_f1": "expressions, macro F1",
+    "expr_accuracy": "expressions, accuracy",
+    "expr_balanced_accuracy": "expressions, balanced accuracy",
+    "au_f1": "action units, mean F1",
+}
+
+
+@dataclass(frozen=True)
+class ScorePage:
+    """Scores of one split as the template sees them: plain values, and pictures as PNG bytes.
+
+    Attributes:
+        scores: figures with intervals.
+        headline: (name, value, interval) of each figure, as text.
+        pictures: (title, PNG).
+    """
+
+    scores: Scores
+    headline: Sequence[tuple[str, str, str]]
+    pictures: Sequence[tuple[str, bytes]]
+
+
+def score_pages(run: Path) -> list[ScorePage]:
+    """A page for every labelled split that the run has predictions of.
+
+    Raises:
+        DataError: a csv that cannot be read.
+    """
+    pages = []
+    for path in sorted((run / "predictions").glob("*.csv")):
+        predictions = read_csv(path)
+        if is_labelled(predictions):
+            pages.append(_page(predictions))
+    return pages
+
+
+def comparison(runs: Sequence[Path], split: str = "val") -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """The first run against each other one that predicted the same samples: (other, rows of differences)."""
+    rows: list[tuple[str, list[tuple[str, str, str]]]] = []
+    first = runs[0] / "predictions" / f"{split}.csv"
+    for other in runs[1:]:
+        path = other / "predictions" / f"{split}.csv"
+        if not (first.is_file() and path.is_file()):
+            continue
+        try:
+            rows.append((str(other), _rows(compare(read_csv(first), read_csv(path)), signed=True)))
+        except DataError as error:
+            rows.append((str(other), [(str(error), "", "")]))
+    return rows
+
+
+def _page(predictions: Predictions) -> ScorePage:
+    scores = score(predictions)
+    pictures = []
+    if scores.confusion:
+        pictures.append(("expressions: rows are labels, columns predictions", _confusion(scores)))
+    if scores.units:
+        pictures.append(("action units: F1, beside that of always claiming the unit", _units(scores)))
+    if predictions.va_pred is not None and np.isfinite(predictions.va).any():
+        pictures.append(("valence and arousal: predicted against labelled", _scatter(predictions)))
+    return ScorePage(scores, _rows(scores.headline), pictures)
+
+
+def _rows(figures: Mapping[str, Estimate], signed: bool = False) -> list[tuple[str, str, str]]:
+    form = "+.3f" if signed else ".3f"
+    return [
+        (NAMES.get(name, name), f"{f.value:{form}}", f"{f.low:{form}} to {f.high:{form}}")
+        for name, f in figures.items()
+    ]
+
+
+def _confusion(scores: Scores) -> bytes:
+    """Shares of each label's samples, with counts."""
+    counts = np.array(scores.confusion)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    names = [row.name for row in scores.classes]
+    figure = Figure(figsize=(1.6 + 0.62 * len(names), 1.2 + 0.5 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if shares[row, column] > 0.55 else "black"
+        axis.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
+    axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=9)
+    axis.set_yticks(range(len(names)), names, fontsize=9)
+    axis.set_xlabel("predicted", fontsize=9)
+    axis.set_ylabel("labelled", fontsize=9)
+    return _png(figure)
+
+
+def _units(scores: Scores) -> bytes:
+    names = [row.name for row in scores.units]
+    places = np.arange(len(names))
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axis = figure.subplots()
+    axis.bar(places - 0.2, [row.f1 for row in scores.units], 0.4, color=_BLUE, label="this run")
+    baselines = [row.baseline or 0.0 for row in scores.units]
+    axis.bar(places + 0.2, baselines, 0.4, color="#c9c9c9", label="always claimed")
+    axis.set_xticks(places, names, fontsize=9)
+    axis.set_ylim(0, 1)
+    axis.set_ylabel("F1", fontsize=9)
+    axis.legend(fontsize=8)
+    axis.grid(axis="y", alpha=0.25)
+    return _png(figure)
+
+
+def _scatter(predictions: Predictions) -> bytes:
+    assert predictions.va_pred is not None
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    for column, (axis, name) in enumerate(zip(figure.subplots(1, 2), ("valence", "arousal"), strict=True)):
+        known = np.flatnonzero(np.isfinite(predictions.va[:, column]))
+        shown = known[:: max(1, len(known) // _MAX_POINTS)]
+        axis.plot([-1, 1], [-1, 1], color="#999999", linewidth=0.8)
+        axis.scatter(
+            predictions.va[shown, column], predictions.va_pred[shown, column], s=5, alpha=0.35, color=_BLUE
+        )
+        axis.set_xlim(-1, 1)
+        axis.set_ylim(-1, 1)
+        axis.set_aspect("equal")
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("labelled", fontsize=9)
+        axis.set_ylabel("predicted", fontsize=9)
+        axis.grid(alpha=0.25)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=110)
+    return data.getvalue()

@@ -1,0 +1,107 @@
+"""The bytes of shards, by position: `TarBytes.read` is the one place that opens a shard.
+
+A read that fails, comes back short or does not match its checksum is made once more through a fresh handle
+before it is called damage: a network file system's hiccup is not the end of a training of weeks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+_CHUNK = 1 << 26  # at once: a damaged index may ask for much more than there is
+
+
+class Place(NamedTuple):
+    """Where one member lies, in bytes, and the checksum of its content."""
+
+    extension: str
+    offset: int
+    size: int
+    crc32: int
+
+
+class MemberError(Exception):
+    """A member is not, or not whole, where the index says.
+
+    Attributes:
+        place: where it should be.
+        cut_off: the file ends before it does; else its checksum does not match.
+    """
+
+    def __init__(self, place: Place, cut_off: bool) -> None:
+        super().__init__(f"member {place.extension} at byte {place.offset}")
+        self.place, self.cut_off = place, cut_off
+
+
+class TarBytes:
+    """The bytes of one tar. The file is opened at the first read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle: int | None = None
+
+    def close(self) -> None:
+        """Lets go of the file; the next read opens it again."""
+        if self._handle is not None:
+            os.close(self._handle)
+            self._handle = None
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset` on; fewer only where the file ends.
+
+        Raises:
+            OSError: the file cannot be opened or read.
+        """
+        if self._handle is None:
+            self._handle = os.open(self.path, os.O_RDONLY)
+        parts = []
+        while size > 0:
+            data = os.pread(self._handle, min(size, _CHUNK), offset)
+            if not data:
+                break
+            parts.append(data)
+            offset, size = offset + len(data), size - len(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_members(self, places: Sequence[Place]) -> dict[str, bytes]:
+        """The members of one sample by extension, each checked; in one read, for they lie side by side.
+
+        Raises:
+            MemberError: also at the second attempt one is cut off or does not match its checksum.
+            OSError: the file cannot be read at the second attempt either.
+        """
+        with contextlib.suppress(OSError, MemberError):
+            return self._read_once(places)
+        self._forget(places)
+        return self._read_once(places)
+
+    def _read_once(self, places: Sequence[Place]) -> dict[str, bytes]:
+        start = min(place.offset for place in places)
+        data = memoryview(self.read(start, max(place.offset + place.size for place in places) - start))
+        members = {}
+        for place in places:
+            member = data[place.offset - start : place.offset - start + place.size]
+            if len(member) != place.size:
+                raise MemberError(place, cut_off=True)
+            if zlib.crc32(member) != place.crc32:
+                raise MemberError(place, cut_off=False)
+            members[place.extension] = bytes(member)
+        return members
+
+    def _forget(self, places: Sequence[Place]) -> None:
+        """Drops the handle and what this machine's cache holds of the members."""
+        if self._handle is not None and hasattr(os, "posix_fadvise"):
+            for place in places:
+                with contextlib.suppress(OSError):
+                    os.posix_fadvise(self._handle, place.offset, place.size, os.POSIX_FADV_DONTNEED)
+        self.close()
+
+
+def places_of(extensions: Sequence[str], rows: Sequence[Sequence[int]]) -> list[Place]:
+    """Member rows of an index (offset, size, crc32, number of the extension, …) as places."""
+    return [Place(extensions[row[3]], row[0], row[1], row[2]) for row in rows]
