@@ -22,7 +22,7 @@ from pipelines.probe import ProbeSet, load_probe_set, pixel_features, probe_scor
 from pretrain.encoder import build_encoder
 from shards.shardset import open_shards
 
-COUNTS = (300, 600, 1000, 1500, 3000, 6000)
+COUNTS = (300, 600, 1500, 3000, 6000)
 _SHOWN = ("ridge_expr", "ridge_valence", "ridge_arousal")
 
 

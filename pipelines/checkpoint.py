@@ -432,40 +432,6 @@ def load_encoder(path: Path) -> nn.Module:
     return encoder
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
-    """The optimiser's state, keyed `<parameter name>.<state name>`; groups must carry `names`."""
-    tensors = {}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{name}.{key}"] = torch.as_tensor(value)
-    return tensors
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Puts a saved state back; a parameter that had no gradient yet has none.
-
-    Raises:
-        CheckpointError: a parameter's saved state is incomplete, or saved state has no parameter.
-    """
-    left = dict(tensors)
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            found = {key: left.pop(f"{name}.{key}") for key in keys if f"{name}.{key}" in left}
-            if not found:
-                continue
-            if len(found) < len(keys):
-                raise CheckpointError(f"optimizer.safetensors: the state of parameter {name} is incomplete")
-            step_device = parameter.device if group.get("fused") else "cpu"
-            optimizer.state[parameter] = {
-                key: value.to(step_device if key == "step" else parameter.device, copy=True)
-                for key, value in found.items()
-            }
-    if left:
-        raise CheckpointError(f"optimizer.safetensors: state of an unknown parameter, {sorted(left)[0]}")
-
-
 def disk_free(path: Path) -> int:
     """Free bytes where `path` is or will be."""
     while not path.exists():

@@ -96,8 +96,8 @@ class OptimConfig:
     gamma: float = 0.6
 
     def __post_init__(self) -> None:
-        _check(self, "optim", ("base_lr", "eps", "gamma"), positive=True)
-        _check(self, "optim", ("min_lr", "warmup_epochs", "weight_decay", "clip_grad"))
+        _check(self, "optim", ("eps", "gamma"), positive=True)
+        _check(self, "optim", ("base_lr", "min_lr", "warmup_epochs", "weight_decay", "clip_grad"))
         if self.schedule not in ("cosine", "exponential"):
             raise ConfigError(f"optim.schedule={self.schedule!r}: use cosine or exponential")
         if not 0 < self.layer_decay <= 1:

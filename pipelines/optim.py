@@ -1,14 +1,15 @@
-"""Parameter groups, the optimiser, and the learning rate as a function of the global step."""
+"""Parameter groups, the optimiser and its state by names, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from pipelines.checkpoint import CheckpointError, Tensors
 from pipelines.config import ConfigError, OptimConfig
 from pretrain.task import ParamRule, resolve_params
 
@@ -45,6 +46,40 @@ def param_groups(model: nn.Module, rules: Sequence[ParamRule], weight_decay: flo
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW: it takes `found_inf`, which masks a non-finite update without asking the device."""
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> Tensors:
+    """The optimiser's state, keyed `<parameter name>.<state name>`; groups must carry `names`."""
+    tensors = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{name}.{key}"] = torch.as_tensor(value)
+    return tensors
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Puts a saved state back; a parameter that had no gradient yet has none.
+
+    Raises:
+        CheckpointError: a parameter's saved state is incomplete, or saved state has no parameter.
+    """
+    left = dict(tensors)
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            keys = ("step", "exp_avg", "exp_avg_sq")
+            found = {key: left.pop(f"{name}.{key}") for key in keys if f"{name}.{key}" in left}
+            if not found:
+                continue
+            if len(found) < len(keys):
+                raise CheckpointError(f"optimizer.safetensors: the state of parameter {name} is incomplete")
+            step_device = parameter.device if group.get("fused") else "cpu"
+            optimizer.state[parameter] = {
+                key: value.to(step_device if key == "step" else parameter.device, copy=True)
+                for key, value in found.items()
+            }
+    if left:
+        raise CheckpointError(f"optimizer.safetensors: state of an unknown parameter, {sorted(left)[0]}")
 
 
 def learning_rate(config: OptimConfig, global_batch_size: int, epoch: float, epochs: float) -> float:

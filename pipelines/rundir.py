@@ -107,8 +107,8 @@ class RunDir:
         Raises:
             ConfigError: they are others.
         """
-        before = self.facts().get("data", {})
-        if self.writes and before.get("hash", data["hash"]) != data["hash"]:
+        before = self.facts().get("data", {}) if self.writes else {}
+        if before.get("hash", data["hash"]) != data["hash"]:
             old, new = (
                 f"{', '.join(d['folders'])} ({d['num_samples']} faces, hash {d['hash'][:12]})"
                 for d in (before, data)

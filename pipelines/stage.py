@@ -18,14 +18,12 @@ from pipelines.checkpoint import (
     CheckpointError,
     CheckpointStore,
     TensorFile,
-    load_optimizer_tensors,
-    optimizer_tensors,
     read_checkpoint,
 )
 from pipelines.config import ConfigError, RunConfig
 from pipelines.data import Splits, open_splits
 from pipelines.loop import Trainee, build_accelerator, evaluation_is_due, fit
-from pipelines.optim import build_optimizer, param_groups
+from pipelines.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, param_groups
 from pipelines.processes import Processes, stop_requests
 from pipelines.progress import Plan, Progress
 from pipelines.report import write_report

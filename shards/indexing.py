@@ -16,9 +16,10 @@ from shards.build import QUARANTINE, write_manifest
 from shards.files import write_atomic
 from shards.index import IndexRow, index_bytes, parse_index
 from shards.labels import AU12, EXPR8, DataError, FaceLabels
-from shards.manifest import INDEXED, NAME, PARTS, Manifest, ShardEntry, load_manifest, save_manifest
+from shards.manifest import INDEXED, NAME, Manifest, ShardEntry, load_manifest, save_manifest
 from shards.reading import Place, TarBytes
 from shards.records import LabelSpace
+from shards.shardjob import PARTS
 from shards.shardset import RawSample
 from shards.stream import decode_labels
 from shards.tars import WrittenTar, scan_tar

@@ -15,9 +15,6 @@ from shards.records import LabelSpace, fingerprint
 FORMAT = "faceprior-shards"
 VERSION = 1
 NAME = "manifest.json"
-PARTS = ".parts"
-"""Folder of a build's records, beside the shards until the manifest is written."""
-
 INDEXED: Mapping[str, Any] = {"source": "index"}
 """Settings that mark a set of tars from elsewhere, indexed where they lie: no build of ours made it."""
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from shards.build import QUARANTINE
 from shards.doctor.findings import Notebook, SplitRecord
 from shards.labels import DataError
-from shards.manifest import NAME, PARTS, Manifest, load_manifest
+from shards.manifest import NAME, Manifest, load_manifest
 from shards.records import fingerprint
+from shards.shardjob import PARTS
 
 _MANY_QUARANTINED = 0.2
 

@@ -21,12 +21,8 @@ from pipelines.checkpoint import (
     find_checkpoint,
     find_file,
     load_encoder,
-    load_optimizer_tensors,
-    optimizer_tensors,
     read_checkpoint,
 )
-from pipelines.config import OptimConfig
-from pipelines.optim import build_optimizer
 from shards.files import sha256_file
 from shards.labels import DataError
 
@@ -239,27 +235,6 @@ def test_a_file_beside_another_kind_of_manifest_is_taken_as_it_is(tmp_path: Path
     (tmp_path / "manifest.json").write_text('{"format": "faceprior-shards"}')
     (tmp_path / "mae.safetensors").write_bytes(b"anything")
     assert find_file(tmp_path / "mae.safetensors", "encoder.safetensors") == tmp_path / "mae.safetensors"
-
-
-def test_a_parameter_that_had_no_gradient_yet_has_no_state_after_either() -> None:
-    def optimizer() -> torch.optim.Optimizer:
-        parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
-        group = {"params": parameters, "names": ["used", "unused"], "weight_decay": 0.0, "lr_scale": 1.0}
-        return build_optimizer([group], OptimConfig())
-
-    first, second = optimizer(), optimizer()
-    first.param_groups[0]["params"][0].grad = torch.ones(2)
-    first.step()
-    saved = optimizer_tensors(first)
-    load_optimizer_tensors(second, saved)
-    assert (
-        optimizer_tensors(second).keys() == saved.keys() == {"used.step", "used.exp_avg", "used.exp_avg_sq"}
-    )
-    del saved["used.exp_avg"]
-    with pytest.raises(CheckpointError, match="state of parameter used is incomplete"):
-        load_optimizer_tensors(optimizer(), saved)
-    with pytest.raises(CheckpointError, match="unknown parameter"):
-        load_optimizer_tensors(optimizer(), {"other.step": torch.ones(())})
 
 
 def test_no_checkpoint_where_one_is_asked_for(tmp_path: Path) -> None:

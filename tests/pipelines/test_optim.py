@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from pipelines.checkpoint import CheckpointError
 from pipelines.config import ConfigError, OptimConfig
-from pipelines.optim import build_optimizer, learning_rate, param_groups, set_learning_rate
+from pipelines.optim import (
+    build_optimizer,
+    learning_rate,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    param_groups,
+    set_learning_rate,
+)
 from pretrain.task import ParamRule, is_undecayed
 
 
@@ -67,3 +75,24 @@ def test_found_inf_masks_the_whole_update() -> None:
         if found == 1.0:
             after = {k: v for p in model.parameters() for k, v in optimizer.state[p].items()}
             assert all(torch.equal(moments[k], after[k]) for k in after)
+
+
+def test_a_parameter_that_had_no_gradient_yet_has_no_state_after_either() -> None:
+    def optimizer() -> torch.optim.Optimizer:
+        parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+        group = {"params": parameters, "names": ["used", "unused"], "weight_decay": 0.0, "lr_scale": 1.0}
+        return build_optimizer([group], OptimConfig())
+
+    first, second = optimizer(), optimizer()
+    first.param_groups[0]["params"][0].grad = torch.ones(2)
+    first.step()
+    saved = optimizer_tensors(first)
+    load_optimizer_tensors(second, saved)
+    assert (
+        optimizer_tensors(second).keys() == saved.keys() == {"used.step", "used.exp_avg", "used.exp_avg_sq"}
+    )
+    del saved["used.exp_avg"]
+    with pytest.raises(CheckpointError, match="state of parameter used is incomplete"):
+        load_optimizer_tensors(optimizer(), saved)
+    with pytest.raises(CheckpointError, match="unknown parameter"):
+        load_optimizer_tensors(optimizer(), {"other.step": torch.ones(())})

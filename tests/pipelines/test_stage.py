@@ -14,12 +14,15 @@ import torch
 from pipelines import pretraining, stage
 from pipelines.checkpoint import CheckpointError, CheckpointStore, load_encoder
 from pipelines.config import ConfigError
+from pipelines.finetuning import run_finetuning
 from pipelines.loop import NonFiniteError
+from pipelines.models import load_model
 from pipelines.observe import MAEObserver
 from pipelines.processes import Processes
 from pipelines.rundir import latest
 from shards.labels import DataError
 from tests.pipelines.test_checkpoint import flip
+from tests.pipelines.test_finetuning import settings_of
 from tests.pipelines.test_run import poison
 from tests.pipelines.tiny import last_checkpoint, losses, metrics, train, weights
 from tests.shards.faces import build_smooth
@@ -145,6 +148,27 @@ def test_what_a_run_began_with_need_not_be_there_when_it_goes_on(
     assert train(smooth, tmp_path / "run", *settings) == 0
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     assert losses(tmp_path / "run")[1] < losses(finished)[1]  # it did begin with the first run's weights
+
+
+def test_nor_what_a_finetuning_began_with_and_its_best_is_what_its_model_is(
+    smooth: Path, finished: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "first"
+    shutil.copytree(finished, first)
+    settings = [f"init={first}", "train.epochs=1", "eval.every=1"]
+
+    def finetune(run: str, *more: str) -> None:
+        assert run_finetuning(settings_of("expr", smooth, *settings, f"run={run}", *more), "tiny") == 0
+
+    finetune("whole")
+    finetune("run", "train.stop_at_step=3")
+    shutil.rmtree(first)
+    finetune("run")
+    assert weights(Path("run")) == weights(Path("whole"))
+    scores = {row["step"]: row["val_score"] for row in metrics(Path("run")) if row["kind"] == "eval"}
+    best = max(scores, key=lambda step: scores[step])  # the first of equal ones
+    loaded = load_model(Path("run"))
+    assert loaded.checkpoint == f"step {best}, its best by score" and loaded.facts["init"] == str(first)
 
 
 def test_a_damaged_encoder_to_start_from_is_noticed(smooth: Path, finished: Path, tmp_path: Path) -> None:
