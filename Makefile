@@ -13,6 +13,7 @@ OUT ?=
 ARGS ?=
 NPROC ?= 1
 NODES ?= 1
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
@@ -59,8 +60,8 @@ lock:  ## resolve requirements.lock anew
 	$(UV) pip compile -q --universal --generate-hashes --no-header --all-extras --python-version 3.11 \
 	  -c pins.txt pyproject.toml -o requirements.lock
 
-demo: setup  ## rendered faces -> encoder -> pictures and report, in minutes
-	$(FACEPRIOR) pretrain pretrain_demo $(SETTINGS)
+demo: setup  ## every stage on rendered faces, and one page of all, in minutes [NPROC=n] [ARGS=…]
+	$(FACEPRIOR) demo $(ARGS)
 
 lint: setup  ## ruff: lint and format
 	$(BIN)/ruff check .
@@ -69,8 +70,8 @@ lint: setup  ## ruff: lint and format
 types: setup  ## mypy, strict
 	$(BIN)/mypy
 
-test: lint types  ## lint, types and tests
-	$(BIN)/pytest -m "not slow and not gpu"
+test: lint types  ## lint, types and tests [WORKERS=2]
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 slow: setup  ## the tests that take minutes
 	$(BIN)/pytest -m slow
@@ -96,8 +97,8 @@ predict: setup  ## faces of a picture, video or folder: RUN=… INPUT=… [OUT=f
 submission: setup  ## a challenge's file: RUN=… LIST=names.txt OUT=… [SPLIT=test] [ARGS="--challenge lsd"]
 	$(BIN)/python -m pipelines submission "$(RUN)/predictions/$(or $(SPLIT),test).csv" "$(LIST)" "$(OUT)" $(ARGS)
 
-report: setup  ## write report.html of RUN="a [b …]"
-	$(BIN)/python -m pipelines report $(RUN)
+report: setup  ## write report.html of RUN="a [b …]", or OUT
+	$(BIN)/python -m pipelines report $(RUN) $(if $(OUT),--out "$(OUT)")
 
 bench: setup  ## benchmarks: each prints a ratio against a peer on the same work
 	$(BIN)/python -m bench.render

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from finetune import losses, metrics
 from finetune.across import gather_across, sum_across, world_size
+from finetune.config import AffectConfig
 from finetune.emma import AffectOutput
 from finetune.layerdecay import layer_decay_rules
+from finetune.outputs import ModelOutput, face_outputs
 from pretrain.task import ParamRule, StepOutput
 
 
@@ -94,6 +94,12 @@ def _with_gradient(value: Tensor | None, va: Tensor, pull: Tensor) -> Tensor:
     return scalar if value is None else scalar + value
 
 
+def columns_of(output: ModelOutput, labels: FaceLabels) -> dict[str, Tensor]:
+    """What is said of B faces and their labels (`label_columns`), as columns named as in `FaceOutputs`."""
+    said = face_outputs(output)._asdict()
+    return {name: column for name, column in said.items() if column is not None} | label_columns(labels)
+
+
 def label_columns(labels: FaceLabels) -> dict[str, Tensor]:
     """Labels as columns: expr (B,) and au (B, A) with −1 where missing, va_target (B, 2) with NaN."""
     return {
@@ -101,33 +107,6 @@ def label_columns(labels: FaceLabels) -> dict[str, Tensor]:
         "au": torch.where(labels.au_valid, labels.au, -1.0),
         "va_target": torch.where(labels.va_valid, labels.va, torch.nan),
     }
-
-
-@dataclass(frozen=True)
-class AffectConfig:
-    """What is minimised: the sum of the losses of what is labelled.
-
-    Attributes:
-        preset: "paper", or "released" for what the authors' code does instead (valence and arousal train the
-            ViT, another CCC, weighted action units summed, DAN's statistics move).
-        add_cnn: the expression loss and prediction take the sum of ViT's and DAN's logits (ablation p1 + p2).
-        expr_weight, au_weight, va_weight: factors on the three losses.
-    """
-
-    preset: str = "paper"
-    add_cnn: bool = False
-    expr_weight: float = 1.0
-    au_weight: float = 1.0
-    va_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.preset not in ("paper", "released"):
-            raise ValueError(f"affect.preset={self.preset!r}: use paper or released")
-
-    @property
-    def released(self) -> bool:
-        """Whether the losses are those of the released code."""
-        return self.preset == "released"
 
 
 class AffectTask:
@@ -232,16 +211,7 @@ class AffectTask:
         Returns:
             expr_probs, au_probs, va; expr (−1 where missing), au (−1), va_target (NaN).
         """
-        output: AffectOutput = model(batch.images, batch.rng)
-        labels = batch.labels
-        found = {}
-        if output.expr is not None:
-            found["expr_probs"] = F.softmax(output.expr.float(), dim=1)
-        if output.au is not None:
-            found["au_probs"] = torch.sigmoid(output.au.float())
-        if output.va is not None:
-            found["va"] = output.va.float()
-        return found | label_columns(labels)
+        return columns_of(model(batch.images, batch.rng), batch.labels)
 
     def param_rules(self) -> Sequence[ParamRule]:
         """Layer decay over the ViT's blocks; biases, norms, tokens and positions are not decayed."""
@@ -261,27 +231,27 @@ def affect_metrics(predictions: Mapping[str, Tensor]) -> dict[str, float]:
     Returns:
         ccc_valence, ccc_arousal, rmse_…; expr_macro_f1, expr_accuracy, expr_balanced_accuracy; au_f1 (at .5),
         au_always_positive_f1; `score`: the sum of mean CCC, macro F1 and mean AU F1, of those there are
-        (P_MTL with all three).
+        (P_MTL with all three); nothing where nothing is labelled.
     """
     columns = {name: values.double().numpy() for name, values in predictions.items()}
     found: dict[str, float] = {}
-    score = 0.0
+    parts: list[float] = []
     if "va" in columns and np.isfinite(columns["va_target"]).any():
-        valid = np.isfinite(columns["va_target"])
+        valid, va = np.isfinite(columns["va_target"]), np.clip(columns["va"], -1, 1)  # as they are written
         for place, name in enumerate(("valence", "arousal")):
-            pair = (columns["va"][:, place], columns["va_target"][:, place], valid[:, place])
+            pair = (va[:, place], columns["va_target"][:, place], valid[:, place])
             found[f"ccc_{name}"], found[f"rmse_{name}"] = metrics.ccc(*pair), metrics.rmse(*pair)
-        score += (found["ccc_valence"] + found["ccc_arousal"]) / 2
+        parts.append((found["ccc_valence"] + found["ccc_arousal"]) / 2)
     if "expr_probs" in columns and (columns["expr"] >= 0).any():
         target, probs = columns["expr"].astype(np.int64), columns["expr_probs"]
         pred, valid = probs.argmax(1), target >= 0
         found["expr_macro_f1"] = metrics.macro_f1(pred, target, probs.shape[1], valid)
         found["expr_accuracy"] = metrics.accuracy(pred, target, valid)
         found["expr_balanced_accuracy"] = metrics.balanced_accuracy(pred, target, probs.shape[1], valid)
-        score += found["expr_macro_f1"]
+        parts.append(found["expr_macro_f1"])
     if "au_probs" in columns and (columns["au"] >= 0).any():
         target, valid = columns["au"], columns["au"] >= 0
         found["au_f1"] = metrics.au_f1(columns["au_probs"], target, valid)
         found["au_always_positive_f1"] = float(metrics.always_positive_f1(target, valid).mean())
-        score += found["au_f1"]
-    return {**found, "score": score}
+        parts.append(found["au_f1"])
+    return found | ({"score": sum(parts)} if parts else {})

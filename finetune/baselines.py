@@ -9,7 +9,6 @@ import contextlib
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import timm
@@ -24,6 +23,7 @@ from finetune.emma import AffectOutput, split_outputs
 from finetune.readout import build_head
 from pretrain.droppath import set_drop_paths
 from pretrain.encoder import key_drop_paths
+from pretrain.foreign import other_shapes
 from pretrain.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNorm
 from shards.labels import AU12, EXPR8
 
@@ -35,18 +35,6 @@ _VGG_NAMES = {
     **{"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"},
 }
 _VGG_NAME = re.compile("|".join(f"^{name}(?=[.])" for name in _VGG_NAMES))
-
-
-@dataclass(frozen=True)
-class BaselineConfig:
-    """What of a model that is not ours is trained.
-
-    Attributes:
-        linear: only the last layer; the encoder stays as it is, in eval mode. False trains all of a timm
-            model, and of VGG-Face its fully connected layers.
-    """
-
-    linear: bool = False
 
 
 class PixelStats(NamedTuple):
@@ -242,11 +230,7 @@ def load_weights(model: Baseline, tensors: Mapping[str, Tensor]) -> None:
             "the same model under timm's names (VGG-Face: torchvision's)"
         )
     arriving = {name: tensor for name, tensor in given.items() if name in own}
-    wrong = [
-        f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
-        for name, tensor in arriving.items()
-        if tensor.shape != own[name].shape
-    ]
+    wrong = other_shapes(own, arriving)
     if wrong:
         raise ValueError(f"shapes differ: {_some(wrong)}; build the model at the size of the weights")
     model.encoder.load_state_dict({**own, **arriving})

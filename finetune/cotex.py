@@ -6,15 +6,14 @@ images -> mask 2 -> ViT 2 -> logits 2 ┴> CE 1 + CE 2 + λ·JS;  at test: no ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from finetune.config import CoTEXConfig, HeadConfig
 from finetune.emma import readout_of, unfreeze_positions
-from finetune.readout import HeadConfig
 from pretrain.droppath import set_drop_paths
 from pretrain.encoder import VisionTransformer, encode, encode_visible
 from pretrain.masking import mask_noise, num_keep, random_masking
@@ -22,20 +21,6 @@ from pretrain.patches import gather_patches, patchify
 from pretrain.pixels import PixelNorm
 
 _HEAD_STD = 2e-5
-
-
-@dataclass(frozen=True)
-class CoTEXConfig:
-    """Masks and agreement.
-
-    Attributes:
-        mask_ratio: share of patches each view does not see in training, in [0, 1).
-        js_weight: λ on the Jensen-Shannon divergence of the two views, in nats per face. The released code's
-            100 is 33.3 here: it divides the divergence by the 6 classes and halves the sum of the two CEs.
-    """
-
-    mask_ratio: float = 0.75
-    js_weight: float = 1.0
 
 
 class CoTEXOutput(NamedTuple):
@@ -137,8 +122,3 @@ class CoTEX(nn.Module):
             noise = mask_noise(keys, self.num_patches, number) if masked and keys is not None else None
             logits.append(view(images, noise, self.num_keep))
         return CoTEXOutput(*logits)
-
-
-def scaled_batch(batch_size: int, mask_ratio: float) -> int:
-    """The batch that costs under a mask what `batch_size` costs without: times int(1/(1−r)) (paper 4.2)."""
-    return batch_size * int(1 / (1 - mask_ratio) + 1e-9)

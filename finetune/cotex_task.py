@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from finetune import losses
 from finetune.across import sum_across, world_size
-from finetune.affect import LabelledBatch, affect_metrics, label_columns
-from finetune.cotex import CoTEX, CoTEXConfig, CoTEXOutput
+from finetune.affect import LabelledBatch, affect_metrics, columns_of
+from finetune.config import CoTEXConfig
+from finetune.cotex import CoTEX, CoTEXOutput
 from finetune.layerdecay import layer_decay_rules
 from pretrain.task import ParamRule, StepOutput
 
@@ -46,8 +47,7 @@ class CoTEXTask:
 
     def predict(self, model: CoTEX, batch: LabelledBatch) -> dict[str, Tensor]:
         """expr_probs (B, C), the mean of both views without masks, and the labels (`label_columns`)."""
-        output: CoTEXOutput = model(batch.images, batch.rng)
-        return {"expr_probs": output.probs.float()} | label_columns(batch.labels)
+        return columns_of(model(batch.images, batch.rng), batch.labels)
 
     def param_rules(self) -> Sequence[ParamRule]:
         """As EMMA's, in each view."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
+from pretrain.foreign import other_shapes
 from pretrain.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNorm
 
 AFFECTNET8 = ("neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt")
@@ -226,11 +227,7 @@ def load_released(dan: DAN, state: Mapping[str, Tensor]) -> None:
             f"{', '.join(unknown) or 'nothing'}; give what the file holds under model_state_dict, and build "
             "the DAN with the file's num_heads"
         )
-    wrong = [
-        f"{name} {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in own.items()
-        if given[name].shape != tensor.shape
-    ]
+    wrong = other_shapes(own, given)
     if wrong:
         raise ValueError(f"shapes differ: {', '.join(wrong)}; build the DAN with the file's num_classes")
     dan.load_state_dict(given)
@@ -278,19 +275,3 @@ def class_order(names_from: Sequence[str], names_to: Sequence[str]) -> list[int 
             raise ValueError(f"a class occurs twice in {list(names)}: name each once")
         places.append({name: place for place, name in enumerate(same)})
     return [places[1].get(name) for name in places[0]]
-
-
-def move_classes(logits: Tensor, names_from: Sequence[str], names_to: Sequence[str]) -> Tensor:
-    """Logits of one list of classes as those of another, to be added or compared.
-
-    Args:
-        logits: (B, C) in the order of `names_from`.
-        names_from, names_to: as for `class_order`.
-
-    Returns:
-        (B, len(names_to)); 0 for a class that `names_from` has not. Classes that `names_to` has not are
-        dropped.
-    """
-    columns = class_order(names_to, names_from)
-    nothing = logits.new_zeros(len(logits))
-    return torch.stack([nothing if place is None else logits[:, place] for place in columns], dim=1)

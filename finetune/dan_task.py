@@ -7,32 +7,17 @@ equivalent as they are for the ViTs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from finetune import losses
 from finetune.across import sum_across, world_size
-from finetune.affect import LabelledBatch, affect_metrics, label_columns
+from finetune.affect import LabelledBatch, affect_metrics, columns_of
+from finetune.config import DANLossConfig
 from finetune.dan import CenteredDAN, CenteredDANOutput
 from finetune.layerdecay import is_undecayed
 from pretrain.task import ParamRule, StepOutput
-
-
-@dataclass(frozen=True)
-class DANLossConfig:
-    """A DAN and what it minimises.
-
-    Attributes:
-        num_heads: cross-attention heads.
-        affinity_weight, partition_weight: factors on these losses.
-    """
-
-    num_heads: int = 4
-    affinity_weight: float = 1.0
-    partition_weight: float = 1.0
 
 
 class DANTask:
@@ -68,8 +53,7 @@ class DANTask:
 
     def predict(self, model: CenteredDAN, batch: LabelledBatch) -> dict[str, Tensor]:
         """expr_probs (B, C) and the labels (`label_columns`)."""
-        logits = model.dan(batch.images).logits
-        return {"expr_probs": F.softmax(logits.float(), dim=1)} | label_columns(batch.labels)
+        return columns_of(model.dan(batch.images), batch.labels)
 
     def param_rules(self) -> Sequence[ParamRule]:
         """Biases and norms are not decayed; one learning rate."""

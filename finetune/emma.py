@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from finetune.config import HeadConfig
 from finetune.dan import DAN, freeze
-from finetune.readout import HeadConfig, Readout, build_head
+from finetune.readout import Readout, build_head
 from pretrain.droppath import set_drop_paths
 from pretrain.encoder import VisionTransformer, encode
 from pretrain.pixels import PixelNorm
@@ -53,6 +54,7 @@ class EMMA(nn.Module):
         added: for each class of the head, the class of `cnn` whose logit is added to its own (the paper's
             ablation p1 + p2; `dan.class_order`), None for a class that `cnn` has not; None adds nothing.
         freeze_cnn: False leaves DAN's BatchNorm statistics to move in training (as the released code does).
+        cnn_size: height and width that `cnn` learned at, to which its images are brought; None = as they are.
         generator: source of the initial weights; None draws from torch's own.
     """
 
@@ -66,10 +68,11 @@ class EMMA(nn.Module):
         stop_gradient: bool = True,
         freeze_cnn: bool = True,
         added: Sequence[int | None] | None = None,
+        cnn_size: tuple[int, int] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.num_expr, self.stop_gradient = num_expr, stop_gradient
+        self.num_expr, self.stop_gradient, self.cnn_size = num_expr, stop_gradient, cnn_size
         self.encoder = encoder
         unfreeze_positions(encoder)
         self.cnn = freeze(cnn, statistics=freeze_cnn)
@@ -97,6 +100,8 @@ class EMMA(nn.Module):
         set_drop_paths(self.encoder, keys)
         outputs = self.head(self.readout(encode(self.encoder, images)))
         with torch.no_grad():
+            if self.cnn_size is not None and images.shape[-2:] != self.cnn_size:
+                images = F.interpolate(images, self.cnn_size, mode="bilinear", antialias=True)
             expr_cnn = self.cnn(images).logits
         scores = torch.cat([expr_cnn, outputs], dim=1)
         if self.stop_gradient:

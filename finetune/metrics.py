@@ -14,9 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[Any]
 
-# Released EMMA: a unit of AU1, 2, 4, 6, 7, 10, 12, 15, 23, 24, 25, 26 is present where its *logit* is above.
-RELEASED_AU_THRESHOLDS = (0.8, 0.8, 0.7, 0.5, 0.5, 0.5, 0.6, 0.8, 0.8, 0.8, 0.3, 0.7)
-
 
 class Compared(NamedTuple):
     """Predictions beside what is known; unpacks into the arguments of the functions here.
@@ -48,23 +45,6 @@ class ClassScores(NamedTuple):
     precision: NDArray[np.float64]
     recall: NDArray[np.float64]
     support: NDArray[np.int64]
-
-
-class MtlScore(NamedTuple):
-    """The score of the multi-task challenge and its parts (EMMA, eq. 8).
-
-    Attributes:
-        score: mean CCC + expr_f1 + au_f1.
-        ccc_valence, ccc_arousal: in [-1, 1].
-        expr_f1: macro F1 over all classes.
-        au_f1: mean F1 over the action units.
-    """
-
-    score: float
-    ccc_valence: float
-    ccc_arousal: float
-    expr_f1: float
-    au_f1: float
 
 
 class Interval(NamedTuple):
@@ -211,34 +191,6 @@ def always_positive_f1(target: Array, valid: Array | None = None) -> NDArray[np.
         valid: (N, A) bool.
     """
     return au_scores(np.ones(np.shape(target)), target, valid).f1
-
-
-def mtl_score(va: Compared, expr: Compared, au: Compared, threshold: ArrayLike = 0.5) -> MtlScore:
-    """The score of the multi-task challenge (EMMA, eq. 8), in [-1, 3].
-
-    Args:
-        va: (N, 2) valence and arousal.
-        expr: (N,) class numbers of `shards.labels.EXPR8`.
-        au: (N, 12) as for `au_scores`.
-        threshold: as for `au_scores`.
-    """
-    columns = [
-        Compared(va.pred[:, k], va.target[:, k], None if va.valid is None else va.valid[:, k]) for k in (0, 1)
-    ]
-    valence, arousal = (ccc(*column) for column in columns)
-    expr_f1 = macro_f1(expr.pred, expr.target, 8, expr.valid)
-    units = au_f1(*au, threshold)
-    return MtlScore((valence + arousal) / 2 + expr_f1 + units, valence, arousal, expr_f1, units)
-
-
-def lsd_score(pred: Array, target: Array, valid: Array | None = None) -> float:
-    """The score of the challenge of learning from synthetic data (CoTEX, eq. 10): mean of six F1.
-
-    Args:
-        pred, target: (N,) class numbers in [0, 6).
-        valid: (N,) bool.
-    """
-    return macro_f1(pred, target, 6, valid)
 
 
 def bootstrap(

@@ -12,6 +12,8 @@ from finetune.cotex import CoTEXOutput
 from finetune.dan import CenteredDAN, DANOutput
 from finetune.emma import AffectOutput
 
+ModelOutput = AffectOutput | CoTEXOutput | DANOutput
+
 
 class FaceOutputs(NamedTuple):
     """What a model says of B faces, float32; None for what it does not speak of.
@@ -19,7 +21,7 @@ class FaceOutputs(NamedTuple):
     Attributes:
         expr_probs: (B, C) probabilities of the expression classes, rows sum to 1.
         au_probs: (B, A) probabilities of the action units.
-        va: (B, 2) valence and arousal, clipped to [−1, 1].
+        va: (B, 2) valence and arousal.
     """
 
     expr_probs: Tensor | None = None
@@ -27,8 +29,21 @@ class FaceOutputs(NamedTuple):
     va: Tensor | None = None
 
 
+def face_outputs(output: ModelOutput) -> FaceOutputs:
+    """Logits as probabilities; valence and arousal as they are."""
+    if isinstance(output, CoTEXOutput):
+        return FaceOutputs(expr_probs=output.probs.float())
+    if isinstance(output, DANOutput):
+        return FaceOutputs(expr_probs=F.softmax(output.logits.float(), dim=1))
+    return FaceOutputs(
+        expr_probs=None if output.expr is None else F.softmax(output.expr.float(), dim=1),
+        au_probs=None if output.au is None else torch.sigmoid(output.au.float()),
+        va=None if output.va is None else output.va.float(),
+    )
+
+
 def outputs_of(model: nn.Module, images: Tensor) -> FaceOutputs:
-    """Runs an EMMA, FaceViT, CoTEX or DAN.
+    """Runs an EMMA, FaceViT, CoTEX, DAN or another's model; valence and arousal are clipped to [−1, 1].
 
     Args:
         model: in eval mode.
@@ -38,14 +53,7 @@ def outputs_of(model: nn.Module, images: Tensor) -> FaceOutputs:
         TypeError: another kind of model.
     """
     output = (model.dan if isinstance(model, CenteredDAN) else model)(images)
-    if isinstance(output, CoTEXOutput):
-        return FaceOutputs(expr_probs=output.probs.float())
-    if isinstance(output, DANOutput):
-        return FaceOutputs(expr_probs=F.softmax(output.logits.float(), dim=1))
-    if not isinstance(output, AffectOutput):
+    if not isinstance(output, ModelOutput):
         raise TypeError(f"{type(model).__name__} is no model of affect")
-    return FaceOutputs(
-        expr_probs=None if output.expr is None else F.softmax(output.expr.float(), dim=1),
-        au_probs=None if output.au is None else torch.sigmoid(output.au.float()),
-        va=None if output.va is None else output.va.float().clamp(-1, 1),
-    )
+    found = face_outputs(output)
+    return found if found.va is None else found._replace(va=found.va.clamp(-1, 1))

@@ -7,28 +7,12 @@ training does not teach the cls token to look there, so two readouts keep places
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """What sits on a finetuned encoder.
-
-    Attributes:
-        readout: "cls" (the paper's), "mean" of the patch tokens, "attention" (each output pools the patch
-            tokens with queries of its own), or "flat" (each patch token projected to `readout_dim`, all of
-            them side by side).
-        readout_dim: numbers for each token of "flat"; queries of "attention".
-        hidden_dim: of the hidden layer; 0 = the head is one linear layer.
-    """
-
-    readout: str = "cls"
-    readout_dim: int = 16
-    hidden_dim: int = 512
+from finetune.config import HeadConfig
 
 
 class Readout(nn.Module):

@@ -34,11 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (
+        _add_demo,
         _add_pretrain,
         _add_finetune,
         _add_evaluate,
         _add_predict,
         _add_ensemble,
+        _add_soup,
         _add_submission,
         _add_shards,
         _add_doctor,
@@ -53,13 +55,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         arguments.settings = [*arguments.settings, *rest]
     try:
-        return int(arguments.run_command(arguments))
+        status = int(arguments.run_command(arguments))
+        _leave_processes()
+        return status
     except ConfigError as error:
         return _fail(error, 2)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     except _user_errors() as error:
         return _fail(error, 1)
+
+
+def _leave_processes() -> None:
+    if "torch" in sys.modules:
+        from pipelines.processes import leave
+
+        leave()
 
 
 def _fail(error: object, status: int) -> int:
@@ -82,6 +93,18 @@ def _command(commands: Commands, name: str, text: str, example: str, run: Run) -
     return parser
 
 
+def _add_demo(commands: Commands) -> None:
+    text = "all stages on rendered faces, in minutes, and one page of what came out"
+    parser = _command(commands, "demo", text, "demo", _demo)
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of every stage")
+
+
+def _demo(arguments: Arguments) -> int:
+    from pipelines.demo import run_demo
+
+    return run_demo(arguments.settings)
+
+
 def _add_pretrain(commands: Commands) -> None:
     parser = _command(
         commands,
@@ -90,8 +113,12 @@ def _add_pretrain(commands: Commands) -> None:
         "pretrain pretrain_demo data.shards=data/celeba train.epochs=50",
         _pretrain,
     )
+    _add_training_arguments(parser, "*")
+
+
+def _add_training_arguments(parser: argparse.ArgumentParser, count: str) -> None:
     parser.add_argument(
-        "settings", nargs="*", metavar="CONFIG key=value", help="YAML file or its name; settings"
+        "settings", nargs=count, metavar="CONFIG key=value", help="YAML file or its name; settings"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be done, time it, write nothing"
@@ -129,12 +156,7 @@ def _add_finetune(commands: Commands) -> None:
         "finetune mtl_demo data.shards=data/affwild2 init=runs/pretrain/celeba cnn=runs/dan/affectnet",
         _finetune,
     )
-    parser.add_argument(
-        "settings", nargs="+", metavar="CONFIG key=value", help="YAML file or its name; settings"
-    )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be done, time it, write nothing"
-    )
+    _add_training_arguments(parser, "+")
 
 
 def _finetune(arguments: Arguments) -> int:
@@ -176,11 +198,17 @@ def _evaluate(arguments: Arguments) -> int:
 
 
 def _add_predict(commands: Commands) -> None:
-    from pipelines.predict import add_arguments, run_arguments
+    from pipelines.predictconfig import add_arguments
 
     text = "find the faces in pictures and videos, and write what a run's model says of them"
     example = "predict runs/mtl/mtl_demo holiday/ --out faces.csv --pictures annotated/"
-    add_arguments(_command(commands, "predict", text, example, run_arguments))
+    add_arguments(_command(commands, "predict", text, example, _predict))
+
+
+def _predict(arguments: Arguments) -> int:
+    from pipelines.predict import run_arguments
+
+    return run_arguments(arguments)
 
 
 def _add_ensemble(commands: Commands) -> None:
@@ -190,12 +218,41 @@ def _add_ensemble(commands: Commands) -> None:
     parser.add_argument("predictions", nargs="+", type=Path, metavar="CSV", help="predictions/<split>.csv")
     parser.add_argument("--out", type=Path, required=True, help="csv to write")
     parser.add_argument("--weights", default="", help="one number for each csv, comma-separated")
+    parser.add_argument(
+        "--tune",
+        type=Path,
+        metavar="FOLDER",
+        help="choose the ensemble's AU thresholds and smoothing on this split, keep them in FOLDER",
+    )
 
 
 def _ensemble(arguments: Arguments) -> int:
     from pipelines.evaluation import ensemble
 
-    return ensemble(arguments.predictions, arguments.out, arguments.weights)
+    return ensemble(arguments.predictions, arguments.out, arguments.weights, arguments.tune)
+
+
+def _add_soup(commands: Commands) -> None:
+    text = "mean of several runs' or epochs' weights: one model that costs no more than each of them"
+    example = "soup runs/mtl/a runs/mtl/b --out runs/mtl/soup --greedy val"
+    parser = _command(commands, "soup", text, example, _soup)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories or checkpoints")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="run directory to make")
+    parser.add_argument(
+        "--greedy",
+        default="",
+        metavar="SPLIT",
+        choices=("train", "val", "test"),
+        help="from the best on, add those that do not lower the score on this split; else all",
+    )
+    parser.add_argument("--shards", default="", help="other shards than the first run's, comma-separated")
+    parser.add_argument("--batch-size", type=int, default=0)
+
+
+def _soup(arguments: Arguments) -> int:
+    from pipelines.soup import make_soup
+
+    return make_soup(arguments.runs, arguments.out, arguments.greedy, arguments.shards, arguments.batch_size)
 
 
 def _add_submission(commands: Commands) -> None:
@@ -209,7 +266,10 @@ def _add_submission(commands: Commands) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="file to write, or to check")
     parser.add_argument("--challenge", default="mtl", choices=("mtl", "lsd"))
     parser.add_argument(
-        "--tuned", type=Path, metavar="RUN", help="run whose thresholds and smoothing are used"
+        "--tuned",
+        type=Path,
+        metavar="RUN",
+        help="run, or an ensemble's --tune FOLDER, whose thresholds and smoothing are used",
     )
     parser.add_argument("--check", action="store_true", help="only check OUT")
 
@@ -302,12 +362,13 @@ def _add_report(commands: Commands) -> None:
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="run directories, the subject first"
     )
+    parser.add_argument("--out", type=Path, default=None, help="page to write; report.html of the first run")
 
 
 def _report(arguments: Arguments) -> int:
     from pipelines.report import write_report
 
-    print(write_report(arguments.runs))
+    print(write_report(arguments.runs, arguments.out))
     return 0
 
 

@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
 from torch import nn
 
-from pretrain.encoder import EncoderConfig, build_encoder, timm_arguments
+from pretrain.config import EncoderConfig
+from pretrain.encoder import build_encoder, timm_arguments
 from pretrain.pixels import IMAGENET_MEAN, IMAGENET_STD
 from shards.files import clear_disk_errors, fsync_folder, sha256_file, write_atomic
 

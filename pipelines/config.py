@@ -19,14 +19,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.affect import AffectConfig
-from finetune.baselines import BaselineConfig
-from finetune.cotex import CoTEXConfig
-from finetune.dan_task import DANLossConfig
-from finetune.readout import HeadConfig
-from pretrain.encoder import EncoderConfig
-from pretrain.mae import MAEConfig
-from shards.transforms import CropConfig, JitterConfig
+from finetune.config import AffectConfig, BaselineConfig, CoTEXConfig, DANLossConfig, HeadConfig
+from pretrain.config import EncoderConfig, MAEConfig
+from shards.config import CropConfig, JitterConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -162,7 +157,7 @@ class EvalConfig:
     Attributes:
         every: steps between evaluations; 0 = only at the end.
         batch_size: of the evaluation.
-        max_samples: held-out samples scored; 0 = all.
+        max_samples: held-out samples scored; 0 = all. A finetuning's last evaluation takes all.
         probe_train, probe_val: labelled samples for the ridge and kNN probes; 0 = no probes.
         pictures: faces drawn as original | masked | reconstruction | pasted.
     """
@@ -291,22 +286,6 @@ def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
         for (key, a, free), (_, b, _) in zip(leaves(old), leaves(new), strict=True)
         if a != b and not free
     }
-
-
-def refuse_unread(config: RunConfig, prefixes: Sequence[str], what: str) -> None:
-    """Refuses settings that would do nothing.
-
-    Args:
-        config: of a run.
-        prefixes: dotted keys, or groups, that are not read.
-        what: by what, in words.
-
-    Raises:
-        ConfigError: one of them differs from its default.
-    """
-    for (key, value, _), (_, default, _) in zip(leaves(config), leaves(RunConfig()), strict=True):
-        if value != default and any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes):
-            raise ConfigError(f"{key}={value}: {what} does not read this setting; leave it out")
 
 
 def leaves(config: Any, prefix: str = "") -> list[tuple[str, Any, bool]]:

@@ -12,7 +12,7 @@ from shards.files import clear_disk_errors, locked
 from shards.manifest import NAME
 from shards.records import fingerprint, info_to_json
 from shards.render import RenderedFaces
-from shards.shardset import ShardSet, find_split, open_shards
+from shards.shardset import ShardSet, find_split, open_shards, set_folders
 
 DATA = Path("data")
 
@@ -42,8 +42,7 @@ def open_splits(config: DataConfig, processes: Processes) -> Splits:
             make_default_faces()
         processes.barrier()
         names = str(default_faces())
-    folders = [Path(name) for name in names.split(",") if name.strip()]
-    with_val = [str(folder) for folder in folders if find_split(folder, "val") is not None]
+    with_val = [folder for folder in set_folders(names) if find_split(folder, "val") is not None]
     return Splits(open_shards(names, "train"), open_shards(with_val, "val") if with_val else None)
 
 

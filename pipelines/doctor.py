@@ -25,6 +25,7 @@ from shards.doctor import Examination, Face, Finding, LabelCounts, SplitRecord, 
 from shards.doctor.findings import SEVERITIES, VA_BINS
 from shards.files import write_atomic
 from shards.labels import DataError
+from shards.shardset import set_folders
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _THUMB = 112
@@ -43,7 +44,7 @@ def run_doctor(names: str, out: Path | None, quiet: bool = False) -> int:
     Returns:
         The exit status: 0 healthy, 1 damage found, 2 nothing there to examine or the page cannot be written.
     """
-    folders = [Path(name.strip()) for name in names.split(",") if name.strip()]
+    folders = set_folders(names)
     try:
         if out is not None and not out.is_dir() and not out.parent.is_dir():
             raise DataError(f"{out}: no such folder to write the page into")

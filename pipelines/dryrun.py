@@ -102,7 +102,7 @@ def _data(config: RunConfig) -> tuple[int, str]:
 
 def _time(trainee: Trainee, batch_size: int, config: RunConfig, accelerator: Any) -> _Trial:
     device = next(trainee.model.parameters()).device
-    batch = _random_batch(batch_size, config).to(device)
+    batch = random_batch(batch_size, config).to(device)
     trainee.model.train()
     times = []
     for _ in range(1 + _TIMED_STEPS):
@@ -118,7 +118,8 @@ def _time(trainee: Trainee, batch_size: int, config: RunConfig, accelerator: Any
     return _Trial(min(times[1:]), memory)
 
 
-def _random_batch(batch_size: int, config: RunConfig) -> Batch:
+def random_batch(batch_size: int, config: RunConfig) -> Batch:
+    """Noise with labels of every kind, all there."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(
         0, 256, (batch_size, 3, *config.encoder.image_size), dtype=torch.uint8, generator=generator

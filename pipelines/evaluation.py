@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from pipelines.config import ConfigError, RunConfig, load_config
 from pipelines.data import default_faces, make_default_faces
@@ -17,7 +18,7 @@ from pipelines.ensemble import mean_predictions
 from pipelines.evaluate import predict_split
 from pipelines.finetuning import build_task
 from pipelines.loop import build_accelerator
-from pipelines.models import load_model
+from pipelines.models import ModelSpec, load_model
 from pipelines.predictions import Predictions, read_csv
 from pipelines.processes import Processes
 from pipelines.scores import Scores, as_text, figures_of, is_labelled, score
@@ -34,9 +35,11 @@ from pipelines.submission import (
     write_mtl,
 )
 from pipelines.thresholds import apply_thresholds, load_thresholds, save_thresholds, tune_thresholds
-from shards.files import write_atomic
+from pretrain.task import Task
+from shards.files import clear_disk_errors, write_atomic
 from shards.labels import DataError
-from shards.shardset import open_shards
+from shards.shardset import ShardSet, open_shards
+from shards.stream import Batch
 
 _SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 _MEDIANS = (3, 7, 15, 31)
@@ -50,40 +53,90 @@ class KeptSmoothing(NamedTuple):
     split: str
 
 
-def run_config(run: Path) -> RunConfig:
-    """The configuration of a run directory, or of the run that a checkpoint folder is in.
+def run_folder(run: Path) -> Path:
+    """The run directory itself, or the one that a checkpoint folder is in.
 
     Raises:
         ConfigError: there is none.
     """
     for folder in (run, *run.resolve().parents[:2]):
         if (folder / "config.yaml").is_file():
-            return load_config(str(folder / "config.yaml"))
+            return folder
     raise ConfigError(f"{run}: no run there (no config.yaml); give a run directory")
 
 
-def predict_run(run: Path, split: str, shards: str = "", batch_size: int = 0) -> Predictions | None:
-    """A run's predictions of one split; every process of a launcher takes its share.
+def run_config(run: Path) -> RunConfig:
+    """The configuration of a run; see `run_folder`."""
+    return load_config(str(run_folder(run) / "config.yaml"))
+
+
+@dataclass(frozen=True)
+class SplitPredictor:
+    """One split of faces, and what it takes to predict it with models of one specification.
+
+    Attributes:
+        split: its name.
+        shards: the opened split.
+        spec: of the models.
+        task: that their run learned.
+        processes: all of them predict together.
+        device: that computes.
+        batch_size: of every batch.
+        num_workers: loader processes.
+    """
+
+    split: str
+    shards: ShardSet
+    spec: ModelSpec
+    task: Task[Any, Batch]
+    processes: Processes
+    device: torch.device
+    batch_size: int
+    num_workers: int
+
+    def columns(self, model: nn.Module) -> dict[str, Tensor]:
+        """What `task.predict` says of each sample, with its labels; in every process.
+
+        Valence and arousal are clipped to [−1, 1], as in every file that is written of them.
+        """
+        model = model.to(self.device).eval()
+        with torch.inference_mode():
+            columns = predict_split(
+                lambda batch: self.task.predict(model, batch),
+                self.shards,
+                self.spec.image_size,
+                self.batch_size,
+                self.processes,
+                self.device,
+                self.num_workers,
+            )
+        if "va" in columns:
+            columns["va"] = columns["va"].clamp(-1, 1)
+        return columns
+
+    def predictions(self, columns: Mapping[str, Tensor]) -> Predictions:
+        """The same as the record that csv files hold."""
+        return to_predictions(self.split, self.shards, columns, self.spec, list(range(len(self.shards))))
+
+
+def open_predictor(
+    config: RunConfig, spec: ModelSpec, split: str, shards: str = "", batch_size: int = 0
+) -> SplitPredictor:
+    """Opens a split for the models of a run.
 
     Args:
-        run: a run directory or one of its checkpoints.
+        config: of the run.
+        spec: of its model.
         split: "val", "test" or "train".
         shards: folders, comma-separated; "" = those of the run, or the default faces.
         batch_size: 0 = the run's.
 
-    Returns:
-        The predictions in the main process, None in the others.
-
     Raises:
-        ConfigError, DataError, CheckpointError: no run, no such split, no model.
+        ConfigError, DataError: no such split, or one of other classes than the model's.
     """
-    config = run_config(run)
     accelerator = build_accelerator(config.train)
     processes = Processes()
     set_threads(config.train.threads)
-    loaded = load_model(run)
-    if processes.is_main and loaded.checkpoint:
-        print(f"{run}: {loaded.checkpoint}")
     names = shards or config.data.shards
     if not names:
         if processes.is_main:
@@ -92,26 +145,42 @@ def predict_run(run: Path, split: str, shards: str = "", batch_size: int = 0) ->
         names = str(default_faces())
     opened = open_shards(names, split)
     space = opened.label_space
-    if loaded.spec.expr and space.expr and tuple(space.expr) != loaded.spec.expr:
+    if spec.expr and space.expr and tuple(space.expr) != spec.expr:
         raise DataError(
             f"{names}: its expressions are {', '.join(space.expr)}; the model's are "
-            f"{', '.join(loaded.spec.expr)}: build the shards with the model's classes"
+            f"{', '.join(spec.expr)}: build the shards with the model's classes"
         )
-    task = build_task(config, loaded.spec)
-    model = loaded.model.to(accelerator.device)
-    with torch.inference_mode():
-        columns = predict_split(
-            lambda batch: task.predict(model, batch),
-            opened,
-            loaded.spec.image_size,
-            batch_size or config.eval.batch_size,
-            processes,
-            accelerator.device,
-            loader_workers(config.data.num_workers, accelerator.device),
-        )
-    if not processes.is_main:
-        return None
-    return to_predictions(split, opened, columns, loaded.spec, list(range(len(opened))))
+    return SplitPredictor(
+        split,
+        opened,
+        spec,
+        build_task(config, spec),
+        processes,
+        accelerator.device,
+        batch_size or config.eval.batch_size,
+        loader_workers(config.data.num_workers, accelerator.device),
+    )
+
+
+def predict_run(run: Path, split: str, shards: str = "", batch_size: int = 0) -> Predictions | None:
+    """A run's predictions of one split; every process of a launcher takes its share.
+
+    Args:
+        run: a run directory or one of its checkpoints.
+        split, shards, batch_size: as for `open_predictor`.
+
+    Returns:
+        The predictions in the main process, None in the others.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: no run, no such split, no model.
+    """
+    config, loaded = run_config(run), load_model(run)
+    predictor = open_predictor(config, loaded.spec, split, shards, batch_size)
+    if predictor.processes.is_main and loaded.checkpoint:
+        print(f"{run}: {loaded.checkpoint}")
+    columns = predictor.columns(loaded.model)
+    return predictor.predictions(columns) if predictor.processes.is_main else None
 
 
 def score_run(run: Path, predictions: Predictions, tuned_here: bool = False) -> Scores:
@@ -141,6 +210,10 @@ def score_run(run: Path, predictions: Predictions, tuned_here: bool = False) -> 
 def tune(run: Path, predictions: Predictions) -> list[str]:
     """Chooses AU thresholds and, for videos, a smoothing on one named split, and keeps them with the run.
 
+    Args:
+        run: run directory, or a folder for those of an ensemble.
+        predictions: with labels.
+
     Returns:
         Lines that say what was chosen.
     """
@@ -154,8 +227,8 @@ def tune(run: Path, predictions: Predictions) -> list[str]:
         write_atomic(run / SMOOTHING, json.dumps(asdict(choice), indent=1).encode())
         predictions = smooth(predictions, choice.smoothing)
         lines.append(
-            f"smoothing: {choice.smoothing.kind} {choice.smoothing.width:g} frames, score {choice.score:.4f} "
-            f"on {choice.split} (without: {choice.scores[0][1]:.4f})"
+            f"smoothing: {choice.smoothing}; score {choice.score:.4f} on {choice.split} "
+            f"(without: {choice.scores[0][1]:.4f})"
         )
     if predictions.au_probs is not None and (predictions.au >= 0).any():
         thresholds = tune_thresholds(predictions)
@@ -213,19 +286,21 @@ def evaluate(
     return scores
 
 
-def ensemble(paths: Sequence[Path], out: Path, weights: str = "") -> int:
+def ensemble(paths: Sequence[Path], out: Path, weights: str = "", tune_in: Path | None = None) -> int:
     """Writes the mean of several predictions, and prints its scores where there are labels.
 
     Args:
         paths: predictions/<split>.csv of runs or epochs, of the same samples.
         out: csv to write.
         weights: one number for each, comma-separated; "" = equal.
+        tune_in: folder that gets the ensemble's own thresholds and smoothing, chosen on this split.
 
     Returns:
         Exit status.
 
     Raises:
-        ConfigError: weights that are not numbers. DataError: see `ensemble.mean_predictions`.
+        ConfigError: weights that are not numbers.
+        DataError: see `ensemble.mean_predictions`, or nothing labelled to tune on.
     """
     try:
         numbers = [float(word) for word in weights.split(",")] if weights else None
@@ -234,7 +309,12 @@ def ensemble(paths: Sequence[Path], out: Path, weights: str = "") -> int:
     joined = mean_predictions([read_csv(path) for path in paths], numbers)
     joined.write_csv(out)
     print(f"{out}: mean of {len(paths)}")
-    if is_labelled(joined):
+    if tune_in is not None:
+        with clear_disk_errors(tune_in):
+            tune_in.mkdir(parents=True, exist_ok=True)
+        print("\n".join(tune(tune_in, joined)))
+        print(as_text(score_run(tune_in, joined, tuned_here=True)))
+    elif is_labelled(joined):
         print(as_text(score(joined)))
     return 0
 
@@ -249,20 +329,33 @@ def write_submission(
         names: the challenge's list.
         out: file to write.
         challenge: "mtl" or "lsd".
-        tuned: run whose thresholds and smoothing are used.
+        tuned: run, or folder of an ensemble, whose thresholds and smoothing are used.
 
     Returns:
         Exit status.
+
+    Raises:
+        ConfigError: nothing was tuned there.
+        DataError: see `submission.write_mtl`.
     """
     found, wanted = read_csv(predictions), read_names(names)
-    smoothing = kept_smoothing(tuned) if tuned else None
+    smoothing, thresholds = kept_smoothing(tuned) if tuned else None, None
+    if tuned and (tuned / THRESHOLDS).is_file():
+        thresholds = load_thresholds(tuned / THRESHOLDS)
+    if tuned and smoothing is None and thresholds is None:
+        raise ConfigError(
+            f"--tuned {tuned}: nothing was tuned there; run `faceprior evaluate {tuned} --tune` (for an "
+            "ensemble `faceprior ensemble … --tune FOLDER`), or leave --tuned away"
+        )
     if smoothing is not None:
         found = smooth(found, smoothing.smoothing)
+        print(f"smoothing as tuned on {smoothing.split}: {smoothing.smoothing}")
     if challenge == "lsd":
         print(write_lsd(out, found, wanted))
         return 0
-    limits = tuned / THRESHOLDS if tuned else None
-    print(write_mtl(out, found, wanted, load_thresholds(limits) if limits and limits.is_file() else None))
+    where = f"as tuned on {thresholds.split}" if thresholds else "0.5 for every unit"
+    print(f"thresholds of action units: {where}")
+    print(write_mtl(out, found, wanted, thresholds))
     return 0
 
 

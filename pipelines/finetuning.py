@@ -19,6 +19,7 @@ from finetune.emma import EMMA
 from finetune.emotionnet import INCEPTION
 from pipelines.checkpoint import CheckpointError, TensorFile, encoder_file, find_encoder, read_tensors
 from pipelines.config import ConfigError, RunConfig, load_config
+from pipelines.loop import build_accelerator
 from pipelines.models import (
     BASELINES,
     ModelSpec,
@@ -29,18 +30,20 @@ from pipelines.models import (
     model_file,
     spec_from_facts,
 )
+from pipelines.processes import Processes
 from pipelines.rundir import RunDir, latest
 from pipelines.scoring import AffectObserver
 from pipelines.stage import Context, Parts, loader_workers, run_path, run_stage
-from pretrain.encoder import EncoderConfig
+from pipelines.unread import refuse_unread
+from pretrain.config import EncoderConfig
 from pretrain.foreign import load_foreign
 from pretrain.task import Task
+from shards.config import AugmentConfig
 from shards.labels import AU12
 from shards.order import EpochOrder, Order, WeightedOrder, inverse_frequency
 from shards.records import LabelSpace
 from shards.shardset import ShardSet
 from shards.stream import Batch, train_batches
-from shards.transforms import AugmentConfig
 
 TASKS = ("mtl", "expr", "au", "va", "lsd", "dan")
 _MODELS = {"mtl": "emma", "lsd": "cotex", "dan": "dan"}
@@ -79,17 +82,11 @@ def model_kind(config: RunConfig) -> str:
     own = _MODELS.get(config.task, "vit")
     others = _OTHERS.get(config.task, ())
     if config.model in ("", own, *others):
-        kind = config.model or own
-    elif others and is_timm_model(_timm_name(config)):
-        kind = "timm"
-    else:
-        allowed = [own, *others, *(["the name of a timm model"] if others else [])]
-        raise ConfigError(f"model={config.model!r}: task {config.task} takes {' or '.join(allowed)}")
-    if config.baseline.linear and kind not in ("timm", "vggface"):
-        raise ConfigError(
-            f"baseline.linear=true: {kind} is trained as a whole; it is for timm models and vggface"
-        )
-    return kind
+        return config.model or own
+    if others and is_timm_model(_timm_name(config)):
+        return "timm"
+    allowed = [own, *others, *(["the name of a timm model"] if others else [])]
+    raise ConfigError(f"model={config.model!r}: task {config.task} takes {' or '.join(allowed)}")
 
 
 def _timm_name(config: RunConfig) -> str:
@@ -105,8 +102,13 @@ def make_prerequisites(config: RunConfig) -> int:
     Raises:
         ConfigError: a run is missing and the data are real: there it is for the user to choose.
     """
-    for field, task, name in _needed(config):
-        if latest(task) is not None:
+    needed = list(_needed(config))
+    if not needed:
+        return 0
+    build_accelerator(config.train)  # starts the process group
+    processes = Processes()
+    for field, task, name in needed:
+        if processes.agree(str(latest(task) or "")):
             continue
         if config.data.shards:
             what = "a pretraining run" if task == "pretrain" else "a DAN"
@@ -115,7 +117,8 @@ def make_prerequisites(config: RunConfig) -> int:
                 f"task {config.task} starts from {what}, and there is none: give {remedy}, or make one with "
                 f"`make {'pretrain' if task == 'pretrain' else 'finetune TASK=dan'} SHARDS=…`"
             )
-        print(f"no {task} run to start from: making one on the default faces ({name})", flush=True)
+        if processes.is_main:
+            print(f"no {task} run to start from: making one on the default faces ({name})", flush=True)
         # accelerate keeps the precision of a process's first run for all
         made = load_config(name, [f"train.precision={config.train.precision}"])
         status = run_finetuning(made, name) if task == "dan" else _pretrain(made, name)
@@ -140,7 +143,8 @@ def _pretrain(config: RunConfig, name: str) -> int:
 
 
 def run_finetuning(config: RunConfig, name: str) -> int:
-    """One finetuning run, what it starts from included; see `stage.run_stage`."""
+    """One finetuning run, what it starts from included; see `stage.run_stage` and `refuse_unread`."""
+    refuse_unread(config, model_kind(config))
     goes_on = RunDir(run_path(config, name)).has_saved  # then its weights are its own
     return (0 if goes_on else make_prerequisites(config)) or run_stage(config, name, build_parts)
 
@@ -224,7 +228,8 @@ def plan_model(config: RunConfig, space: LabelSpace, sources: Sources) -> ModelS
         dan = load_model(sources.cnn).spec
         if dan.kind != "dan":
             raise ConfigError(f"cnn={sources.cnn}: a model of kind {dan.kind}, not a DAN")
-        spec = replace(spec, cnn_expr=dan.expr, cnn_heads=dan.cnn_heads)
+        size = () if dan.image_size == spec.image_size else dan.image_size
+        spec = replace(spec, cnn_expr=dan.expr, cnn_heads=dan.cnn_heads, cnn_size=size)
     return spec
 
 
@@ -288,7 +293,8 @@ def _depth_of(spec: ModelSpec) -> int:
 
 
 def build_trainable(config: RunConfig) -> tuple[nn.Module, Task[Any, Batch]]:
-    """Model and task alone, with random weights, for a dry run."""
+    """Model and task alone, with random weights, for a dry run; see `refuse_unread`."""
+    refuse_unread(config, model_kind(config))
     spec = plan_model(config, LabelSpace(), Sources())
     if spec.kind == "emma":
         spec = replace(spec, cnn_expr=LabelSpace().expr)

@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from finetune.baselines import PixelStats, TimmFace, VGGFace, build_timm, load_weights
-from finetune.cotex import CoTEX, CoTEXConfig
+from finetune.config import CoTEXConfig, HeadConfig
+from finetune.cotex import CoTEX
 from finetune.dan import DAN, CenteredDAN, DANConfig, class_order
 from finetune.emma import EMMA, FaceViT
 from finetune.emotionnet import EmotionNet
-from finetune.readout import HeadConfig
 from pipelines.checkpoint import CheckpointError, TensorFile, describe, find_file, read_tensors
-from pretrain.encoder import EncoderConfig, VisionTransformer, build_encoder
+from pretrain.config import EncoderConfig
+from pretrain.encoder import VisionTransformer, build_encoder
 
 FORMAT = "faceprior-model"
 VERSION = 1
@@ -37,7 +38,8 @@ class ModelSpec:
         encoder: of the ViT, or of both of CoTEX; of a timm model its drop path.
         head: of the ViT.
         cotex: masks.
-        cnn_heads: attention heads of the DAN. cnn_expr: names of its classes.
+        cnn_heads: attention heads of the DAN. cnn_expr: names of its classes. cnn_size: size of its
+            images, where it is not `image_size`.
         stop_gradient, freeze_cnn, add_cnn: see `EMMA`.
         timm_name: of the encoder of a timm model or of EmotionNet.
         linear: see `BaselineConfig`.
@@ -54,6 +56,7 @@ class ModelSpec:
     cotex: CoTEXConfig = field(default_factory=CoTEXConfig)
     cnn_heads: int = 4
     cnn_expr: tuple[str, ...] = ()
+    cnn_size: tuple[int, ...] = ()
     stop_gradient: bool = True
     freeze_cnn: bool = True
     add_cnn: bool = False
@@ -113,6 +116,7 @@ def build_model(
             spec.stop_gradient,
             spec.freeze_cnn,
             class_order(spec.expr, spec.cnn_expr) if spec.add_cnn else None,
+            (spec.cnn_size[0], spec.cnn_size[1]) if spec.cnn_size else None,
             generator,
         )
     raise ValueError(f"no model of kind {spec.kind!r}")
@@ -130,9 +134,13 @@ def _build_baseline(spec: ModelSpec, generator: torch.Generator | None, publishe
 
 
 def build_dan(spec: ModelSpec, generator: torch.Generator | None) -> DAN:
-    """The DAN of a specification: alone it tells apart `expr`, in EMMA `cnn_expr`."""
+    """The DAN of a specification: alone it tells apart `expr`, in EMMA `cnn_expr`.
+
+    Its weights lie channels last, which makes a CPU's convolutions faster by a tenth to a half.
+    """
     names = spec.expr if spec.kind == "dan" else spec.cnn_expr
-    return DAN(DANConfig(len(names), spec.cnn_heads), generator=generator)
+    dan = DAN(DANConfig(len(names), spec.cnn_heads), generator=generator)
+    return dan.to(memory_format=torch.channels_last)
 
 
 def encoders_of(model: nn.Module) -> list[VisionTransformer]:
@@ -209,6 +217,6 @@ def spec_from_facts(data: Mapping[str, Any]) -> ModelSpec:
     nested = {"encoder": EncoderConfig, "head": HeadConfig, "cotex": CoTEXConfig}
     for name, kind in nested.items():
         plain[name] = kind(**plain[name])
-    for name in ("expr", "au", "cnn_expr", "image_size", "mean", "std"):
+    for name in ("expr", "au", "cnn_expr", "cnn_size", "image_size", "mean", "std"):
         plain[name] = tuple(plain.get(name, ()))
     return ModelSpec(**plain)

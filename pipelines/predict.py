@@ -24,7 +24,8 @@ from pipelines.annotate import annotated
 from pipelines.config import ConfigError
 from pipelines.facetable import FacePrediction, check_table_name, face_table
 from pipelines.models import load_model
-from pipelines.predictor import FacePredictor, FramePrediction, PredictConfig
+from pipelines.predictconfig import PredictConfig
+from pipelines.predictor import FacePredictor, FramePrediction
 from shards.align import encode_jpeg
 from shards.files import clear_disk_errors, write_atomic
 from shards.sources.media import Media, MediaFrame
@@ -186,61 +187,6 @@ def _chunks(frames: Iterable[MediaFrame], count: int) -> Iterator[list[MediaFram
             chunk, pixels = [], 0
     if chunk:
         yield chunk
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line of `faceprior predict`."""
-    default = PredictConfig()
-    parser.add_argument("run", type=Path, metavar="RUN", help="run, checkpoint or model.safetensors")
-    parser.add_argument(
-        "source", type=Path, metavar="INPUT", help="picture, video, or a folder that is searched for both"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=None, metavar="FILE", help=".csv or .json (INPUT.predictions.csv, here)"
-    )
-    parser.add_argument(
-        "--pictures", type=Path, default=None, metavar="FOLDER", help="that gets annotated pictures"
-    )
-    parser.add_argument(
-        "--picture-seconds",
-        type=float,
-        default=default.picture_seconds,
-        metavar="S",
-        help="of a video, one annotated picture for so many seconds (1)",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=default.batch_size, metavar="N", help="faces at once (32)"
-    )
-    parser.add_argument(
-        "--every",
-        type=int,
-        default=default.every,
-        metavar="N",
-        help="of a video, search every n-th frame, and take faces to stay where they are until the next "
-        "(1); their cells for detection are empty",
-    )
-    parser.add_argument(
-        "--faces", choices=("all", "largest"), default=default.faces, help="of a picture (all)"
-    )
-    parser.add_argument(
-        "--align",
-        choices=("auto", "none"),
-        default=default.align,
-        help="auto: find faces and cut them out as in training; none: each picture is such a cut-out face",
-    )
-    parser.add_argument(
-        "--min-confidence", type=float, default=None, metavar="P", help="of a face (as in training)"
-    )
-    parser.add_argument(
-        "--detect-side",
-        type=int,
-        default=None,
-        metavar="PIXELS",
-        help="longer side that pictures are shrunk to for the search (as in training: 512 if nothing else "
-        "was said); more finds smaller faces: they need 20 of these pixels",
-    )
-    parser.add_argument("--device", default="", help="cpu, cuda, … (a GPU if there is one)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def run_arguments(arguments: argparse.Namespace) -> int:

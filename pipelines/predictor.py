@@ -14,49 +14,12 @@ from finetune.outputs import outputs_of
 from pipelines.config import ConfigError
 from pipelines.facetable import NO_FACE, UNREADABLE, FaceColumns, FacePrediction
 from pipelines.models import LoadedModel
+from pipelines.predictconfig import PredictConfig
 from shards.align import AlignConfig, AlignedFace, Aligner, Alignment
 from shards.labels import DataError
 from shards.sources.media import MediaFrame
 from shards.template import TEMPLATE, TEMPLATE_NAME
 from shards.transforms import fit
-
-
-@dataclass(frozen=True)
-class PredictConfig:
-    """Options.
-
-    Attributes:
-        batch_size: faces that the model sees at once, and frames that are held at most.
-        every: of a video, faces are searched for in every n-th frame, and taken to be in the same place in
-            the frames after it; where it showed none, each of these is searched too.
-        align: "auto" finds faces and cuts them out as the training faces were; "none" takes each picture for
-            a face that was cut out so already.
-        faces: "all" of a picture, or the "largest".
-        min_confidence: of a detection, in [0, 1]; None = as in training.
-        detect_side: pictures are shrunk to this longer side for the search; None = as in training. Faces
-            smaller than 20 of those pixels are not found.
-        picture_seconds: of a video, one annotated picture for so many seconds.
-        device: "cpu", "cuda", …; "" = a GPU if there is one.
-        quiet: no progress bar.
-    """
-
-    batch_size: int = 32
-    every: int = 1
-    align: str = "auto"
-    faces: str = "all"
-    min_confidence: float | None = None
-    detect_side: int | None = None
-    picture_seconds: float = 1.0
-    device: str = ""
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
-        for name, allowed in (("align", ("auto", "none")), ("faces", ("all", "largest"))):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name}={getattr(self, name)!r}: use {' or '.join(allowed)}")
 
 
 @dataclass(frozen=True)

@@ -10,21 +10,17 @@ from typing import Any
 import torch
 
 from pipelines.checkpoint import TensorFile, encoder_file, find_encoder, read_tensors
-from pipelines.config import ConfigError, RunConfig, refuse_unread
+from pipelines.config import ConfigError, RunConfig
 from pipelines.observe import MAEObserver
 from pipelines.stage import Context, Parts, loader_workers
+from pipelines.unread import refuse_unread
 from pretrain.encoder import build_encoder
 from pretrain.foreign import load_foreign
 from pretrain.mae import MAE, load_reference_state_dict, reference_state_dict
 from pretrain.mae_task import MaeTask
+from shards.config import AugmentConfig
 from shards.order import EpochOrder
 from shards.stream import Batch, train_batches
-from shards.transforms import AugmentConfig
-
-_UNREAD = (
-    *("model", "cnn", "data.order", "optim.layer_decay", "encoder.drop_path_rate"),
-    *("head", "affect", "cotex", "dan", "baseline"),
-)
 
 
 def build_mae(config: RunConfig, goes_on: bool = False) -> MAE:
@@ -38,7 +34,7 @@ def build_mae(config: RunConfig, goes_on: bool = False) -> MAE:
         ConfigError: an encoder or decoder that cannot be built, or foreign weights that do not fit.
         CheckpointError: `init` cannot be read.
     """
-    refuse_unread(config, _UNREAD, "pretraining")
+    refuse_unread(config, "mae")
     generator = torch.Generator().manual_seed(config.seed)
     try:
         model = MAE(build_encoder(config.encoder, generator), config.mae, generator=generator)

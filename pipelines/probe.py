@@ -7,7 +7,7 @@ kept, and, for comparison, averaged and by the cls token alone.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from shards.stream import eval_batches
 _PIXELS = 64
 _ALPHAS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _NEIGHBOURS = 15
+_FEWEST = 10  # labels of valence or arousal, at least, for a figure
 _TINY = 1e-12
 
 
@@ -39,6 +40,13 @@ class ProbeSet:
     images: torch.Tensor
     expr: NDArray[np.int64]
     va: NDArray[np.float32]
+
+
+class RidgeOutputs(NamedTuple):
+    """Of M faces: (M, C) scores of the expressions; (M, 2) valence and arousal, NaN where never labelled."""
+
+    expr: NDArray[np.float64]
+    va: NDArray[np.float64]
 
 
 def load_probe_set(shards: ShardSet, count: int, size: tuple[int, int], num_workers: int = 0) -> ProbeSet:
@@ -110,20 +118,36 @@ def probe_scores(
     """
     x, y = _standardised(train_features, val_features)
     kernel, cross = (x @ x.T).double(), (y @ x.T).double()
-    num_classes = int(max(train.expr.max(), val.expr.max())) + 1
-    classes = functional.one_hot(torch.from_numpy(train.expr), num_classes).double()
-    alpha = _choose_alpha(kernel, classes, train.expr)
-    pred = _ridge(kernel, classes, cross, alpha).argmax(1).numpy()
+    fitted = _ridge_outputs(kernel, cross, train)
     neighbours = _knn(kernel, cross, y, train)
-    scores = {"ridge_expr": accuracy(pred, val.expr), "knn_expr": accuracy(neighbours, val.expr)}
+    scores = {
+        "ridge_expr": accuracy(fitted.expr.argmax(1), val.expr),
+        "knn_expr": accuracy(neighbours, val.expr),
+    }
     for column, name in enumerate(("ridge_valence", "ridge_arousal")):
-        here, there = np.isfinite(train.va[:, column]), np.isfinite(val.va[:, column])
-        if here.sum() > 10 and there.sum() > 10:
+        there = np.isfinite(val.va[:, column])
+        if there.sum() > _FEWEST and np.isfinite(fitted.va[:, column]).all():
+            scores[name] = ccc(fitted.va[there, column], val.va[there, column])
+    return scores
+
+
+def ridge_outputs(train_features: torch.Tensor, train: ProbeSet, features: torch.Tensor) -> RidgeOutputs:
+    """What ridges on (N, D) features of labelled faces say of (M, D) others; see `probe_scores`."""
+    x, y = _standardised(train_features, features)
+    return _ridge_outputs((x @ x.T).double(), (y @ x.T).double(), train)
+
+
+def _ridge_outputs(kernel: torch.Tensor, cross: torch.Tensor, train: ProbeSet) -> RidgeOutputs:
+    classes = functional.one_hot(torch.from_numpy(train.expr), int(train.expr.max()) + 1).double()
+    alpha = _choose_alpha(kernel, classes, train.expr)
+    va = np.full((len(cross), 2), np.nan)
+    for column in (0, 1):
+        here = np.isfinite(train.va[:, column])
+        if here.sum() > _FEWEST:
             target = torch.from_numpy(train.va[here, column]).double()[:, None]
             picked = torch.from_numpy(here)
-            fitted = _ridge(kernel[picked][:, picked], target, cross[:, picked], alpha)[:, 0].numpy()
-            scores[name] = ccc(fitted[there], val.va[there, column])
-    return scores
+            va[:, column] = _ridge(kernel[picked][:, picked], target, cross[:, picked], alpha)[:, 0].numpy()
+    return RidgeOutputs(_ridge(kernel, classes, cross, alpha).numpy(), va)
 
 
 def _standardised(train: torch.Tensor, val: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

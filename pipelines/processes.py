@@ -125,6 +125,16 @@ class Processes:
         return _to_text(buffer)
 
 
+def leave() -> None:
+    """Leaves the launcher's process group, after work that went well.
+
+    A group that is still there at the interpreter's end can bring the process down: gloo's threads hold
+    tensors then (pytorch/pytorch#179291). Not after an error: it would wait for exchanges that nobody ends.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def _to_bytes(text: str, size: int) -> torch.Tensor:
     """(size,) uint8: the text, cut if it is too long, and zeros."""
     return torch.tensor(list(text.encode()[: size - 1].ljust(size, b"\0")), dtype=torch.uint8)

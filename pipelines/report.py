@@ -40,11 +40,12 @@ class RunView:
     pages: list[tuple[ScorePage, list[tuple[str, str]]]]
 
 
-def write_report(runs: Sequence[Path]) -> Path:
-    """Writes report.html into the first run's directory.
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Writes a page of one or several runs.
 
     Args:
         runs: run directories; the first is the subject, others are shown beside it.
+        out: file to write; None = report.html in the first run's directory.
 
     Raises:
         DataError: a directory that holds no run.
@@ -53,7 +54,7 @@ def write_report(runs: Sequence[Path]) -> Path:
     html = environment.get_template("report.html").render(
         runs=[_view(run) for run in runs], differing=_differing(runs), comparison=comparison(runs)
     )
-    path = runs[0] / "report.html"
+    path = out or runs[0] / "report.html"
     write_atomic(path, html.encode())
     return path
 

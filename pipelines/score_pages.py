@@ -56,7 +56,8 @@ def score_pages(run: Path) -> list[ScorePage]:
     for path in sorted((run / "predictions").glob("*.csv")):
         predictions = read_csv(path)
         if is_labelled(predictions):
-            pages.append(_page(predictions))
+            drawn = path.with_suffix(".mistakes.png")
+            pages.append(_page(predictions, drawn.read_bytes() if drawn.is_file() else b""))
     return pages
 
 
@@ -75,7 +76,7 @@ def comparison(runs: Sequence[Path], split: str = "val") -> list[tuple[str, list
     return rows
 
 
-def _page(predictions: Predictions) -> ScorePage:
+def _page(predictions: Predictions, mistakes: bytes) -> ScorePage:
     scores = score(predictions)
     pictures = []
     if scores.confusion:
@@ -84,6 +85,8 @@ def _page(predictions: Predictions) -> ScorePage:
         pictures.append(("action units: F1, beside that of always claiming the unit", _units(scores)))
     if predictions.va_pred is not None and np.isfinite(predictions.va).any():
         pictures.append(("valence and arousal: predicted against labelled", _scatter(predictions)))
+    if mistakes:
+        pictures.append(("most confident mistakes: what was said, and the label", mistakes))
     return ScorePage(scores, _rows(scores.headline), pictures)
 
 

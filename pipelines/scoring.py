@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.evaluate import predict_split
+from pipelines.mistakes import may_be_shown, mistakes_picture
 from pipelines.models import ModelSpec
+from pipelines.pictures import save_picture
 from pipelines.predictions import Predictions, build_predictions
 from pipelines.stage import Context, loader_workers
 from pretrain.task import Task
 from shards.labels import DataError, FaceLabels
 from shards.shardset import ShardSet
 from shards.stream import Batch
+
+MISTAKES = Path("predictions") / "val.mistakes.png"
 
 
 class AffectObserver:
@@ -36,12 +41,15 @@ class AffectObserver:
         if val is None:
             return {}
         context, config = self._context, self._context.config
-        count = min(config.eval.max_samples or len(val), len(val))
+        is_last = step >= context.plan.total_steps  # the scores that stay are of every face
+        count = len(val) if is_last else min(config.eval.max_samples or len(val), len(val))
         spread = np.linspace(0, len(val) - 1, count).round().astype(int).tolist()
         columns = score_columns(self._model, self._task, self._spec, val, context, spread)
         if context.processes.is_main:
             predictions = to_predictions("val", val, columns, self._spec, spread)
             predictions.write_csv(context.run.path / "predictions" / "val.csv")
+            if is_last:
+                save_mistakes(context.run.path / MISTAKES, val, predictions, spread)
         return {f"val_{name}": value for name, value in self._task.metrics(columns).items()}
 
 
@@ -67,6 +75,13 @@ def score_columns(
             loader_workers(config.data.num_workers, context.device),
             samples,
         )
+
+
+def save_mistakes(path: Path, shards: ShardSet, predictions: Predictions, samples: Sequence[int]) -> None:
+    """Draws the most confident mistakes, if there are any and the licence of the faces allows it."""
+    picture = mistakes_picture(shards, predictions, samples) if may_be_shown(shards) else None
+    if picture is not None:
+        save_picture(picture, path)
 
 
 def to_predictions(

@@ -138,6 +138,7 @@ def sbatch_script(config: str, settings: Sequence[str], job: Job) -> str:
     Args and errors: see `run_slurm`.
     """
     from pipelines.stage import run_path
+    from shards.shardset import set_folders
     from shards.stream import plan_layout
 
     resolved = load_config(config, settings)
@@ -153,8 +154,8 @@ def sbatch_script(config: str, settings: Sequence[str], job: Job) -> str:
             raise ConfigError(f"{name}={getattr(job, name)}: must not be negative")
     train = resolved.train
     plan_layout(train.global_batch_size, train.batch_size, 0, job.nodes * job.processes_per_node)
-    for folder in filter(None, (part.strip() for part in resolved.data.shards.split(","))):
-        if not Path(folder).is_dir():
+    for folder in set_folders(resolved.data.shards):
+        if not folder.is_dir():
             raise ConfigError(f"data.shards={folder}: no such folder here; a job could not read it either")
     run = run_path(resolved, Path(config).stem)
     log = f"{str(Path(run).absolute()).replace('%', '%%')}/slurm-%j.out"

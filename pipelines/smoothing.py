@@ -37,6 +37,11 @@ class Smoothing:
     width: float
     heads: tuple[str, ...] = HEADS
 
+    def __str__(self) -> str:
+        if not self.width:
+            return "none"
+        return f"{self.kind}, {'sigma ' if self.kind == 'gaussian' else ''}{self.width:g} frames"
+
     def __post_init__(self) -> None:
         if self.kind not in ("gaussian", "median"):
             raise DataError(f"smoothing {self.kind!r:.80}: there are gaussian and median")

@@ -232,6 +232,11 @@ class _Stage:
                 f"{self.store.folder}: step {checkpoint.step} is at position {checkpoint.position}; "
                 f"this global_batch_size would make it {expected}"
             )
+        if not {"optimizer", "rng"} <= checkpoint.files.keys():
+            raise CheckpointError(
+                f"{self.store.folder}: holds weights alone, no training to go on with; start a new run "
+                "from them with init="
+            )
         self.parts.load(checkpoint.files)
         self.parts.model.to(context.device)
         load_optimizer_tensors(self.optimizer, checkpoint.files["optimizer"].tensors)

@@ -7,8 +7,6 @@ MAE and the finetuning models do differently (embedding only the visible patches
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,42 +20,10 @@ from timm.models.vision_transformer import VisionTransformer as VisionTransforme
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pretrain.config import EncoderConfig
 from pretrain.droppath import KeyedDropPath
 from pretrain.patches import grid_of
 from pretrain.posembed import sincos_table
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Which ViT. None leaves the named model's own value.
-
-    Attributes:
-        name: a timm VisionTransformer with a cls token and an absolute position embedding.
-        image_size: height and width in pixels.
-        patch_size: height and width of a patch in pixels.
-        embed_dim, depth, num_heads: width, blocks and heads, for sizes timm has no name for.
-        drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first
-            (`pretrain.droppath`); for finetuning.
-    """
-
-    name: str = "vit_base_patch16_224"
-    image_size: tuple[int, int] = (224, 224)
-    patch_size: tuple[int, int] | None = None
-    embed_dim: int | None = None
-    depth: int | None = None
-    num_heads: int | None = None
-    drop_path_rate: float = 0.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", _pair(self.image_size))
-        if self.patch_size is not None:
-            object.__setattr__(self, "patch_size", _pair(self.patch_size))
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """A side or (height, width), also as the list a configuration file gives."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return int(height), int(width)
 
 
 def build_encoder(config: EncoderConfig, generator: torch.Generator | None = None) -> VisionTransformer:

@@ -78,11 +78,7 @@ def load_foreign(
             else:
                 tables[name] = moved
     arriving = {name: tensor for name, tensor in {**foreign, **tables}.items() if name in own}
-    wrong = [
-        f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
-        for name, tensor in arriving.items()
-        if tensor.shape != own[name].shape
-    ]
+    wrong = other_shapes(own, arriving)
     if wrong:
         raise ValueError(
             f"shapes do not fit: {', '.join(wrong)}; build the model with the embed_dim, depth, num_heads "
@@ -98,6 +94,15 @@ def load_foreign(
         ignored=tuple(ignored),
         missing=tuple(missing),
     )
+
+
+def other_shapes(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """In words, the tensors of `given` that are not of the shape of those of their names in `own`."""
+    return [
+        f"{name} {tuple(tensor.shape)} instead of {tuple(own[name].shape)}"
+        for name, tensor in given.items()
+        if tensor.shape != own[name].shape
+    ]
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:

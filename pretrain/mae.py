@@ -7,7 +7,6 @@ are added by index, so nothing is shuffled back, and "the masked tokens" is a sl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -15,29 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from pretrain.config import MAEConfig
 from pretrain.encoder import VisionTransformer, build_blocks, encode_visible, fill_sincos, init_weights
 from pretrain.masking import Masking, num_keep, random_masking
 from pretrain.patches import gather_patches, patchify, unpatchify
 from pretrain.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNorm
 
 NORM_PIX_EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class MAEConfig:
-    """What the masked autoencoder adds to its encoder.
-
-    Attributes:
-        mask_ratio: share of patches masked, in (0, 1).
-        norm_pix: targets are standardised patch by patch.
-        decoder_dim, decoder_depth, decoder_heads: width, blocks and heads of the decoder.
-    """
-
-    mask_ratio: float = 0.75
-    norm_pix: bool = True
-    decoder_dim: int = 512
-    decoder_depth: int = 8
-    decoder_heads: int = 16
 
 
 class MAEOutput(NamedTuple):

@@ -20,11 +20,11 @@ import webdataset as wds
 from torch.utils.data import DataLoader, get_worker_info
 
 from shards import keyed, transforms
+from shards.config import AugmentConfig
 from shards.labels import DataError, FaceLabels
 from shards.order import Order
 from shards.records import LabelSpace
 from shards.shardset import RawSample, ShardSet
-from shards.transforms import AugmentConfig
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 

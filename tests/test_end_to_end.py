@@ -10,7 +10,7 @@ import pytest
 from pipelines.checkpoint import load_encoder
 from shards.shardset import open_shards
 from tests.pipelines.launched import ACCELERATE, PYTHON, environment
-from tests.pipelines.tiny import TINY, losses
+from tests.pipelines.tiny import TINY_MAE, losses
 from tests.shards.sources.layouts import celeba_files, img2dataset_tar, write_files, write_zip
 
 
@@ -39,7 +39,7 @@ def test_celeba_zip_and_img2dataset_tars_to_an_encoder(tmp_path: Path) -> None:
     count = len(open_shards([tmp_path / "shards/celeba", tmp_path / "shards/web"], "train"))
     assert 38 < count < 62
 
-    train = [*ACCELERATE, "--cpu", "-m", "pipelines", "pretrain", "pretrain_demo", *TINY]
+    train = [*ACCELERATE, "--cpu", "-m", "pipelines", "pretrain", "pretrain_demo", *TINY_MAE]
     run(tmp_path, *train, "data.shards=shards/celeba,shards/web", "run=r", "train.epochs=3")
     assert load_encoder(tmp_path / "r") is not None
     seen = losses(tmp_path / "r")
@@ -51,5 +51,15 @@ def test_foreign_tars_are_indexed_and_trained_on_where_they_lie(tmp_path: Path) 
     urls = {f"{i:09d}": f"https://example.org/{i}.jpg" for i in range(32)}
     img2dataset_tar(tmp_path / "web" / "00000.tar", urls)
     run(tmp_path, *PYTHON, "-m", "pipelines", "shards", "index", "web")
-    run(tmp_path, *PYTHON, "-m", "pipelines", "pretrain", "pretrain_demo", *TINY, "data.shards=web", "run=r")
+    run(
+        tmp_path,
+        *PYTHON,
+        "-m",
+        "pipelines",
+        "pretrain",
+        "pretrain_demo",
+        *TINY_MAE,
+        "data.shards=web",
+        "run=r",
+    )
     assert len(losses(tmp_path / "r")) == 8

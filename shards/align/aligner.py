@@ -14,7 +14,6 @@ from shards.align.config import AlignConfig
 from shards.align.detector import FaceDetector, Faces
 from shards.align.geometry import (
     TEMPLATE_SIDE,
-    apply_affine,
     relative_residual,
     scale_of,
     similarity_from_points,
@@ -144,13 +143,6 @@ class Aligner:
         if side < self.config.min_face:
             return f"too small: {side:.0f} px"
         return AlignedFace(warp(picture, matrix, self.config.size), matrix, points, box, confidence)
-
-
-def landmarks_in_image(face: AlignedFace) -> NDArray[np.float64] | None:
-    """(5, 2) landmarks of an aligned face in its own pixels, None where they are not known."""
-    if face.matrix is None or face.landmarks is None:
-        return None
-    return apply_affine(face.matrix, face.landmarks)
 
 
 def _centre_square(picture: Picture, size: int) -> Picture:

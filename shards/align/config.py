@@ -10,7 +10,6 @@ from typing import Any
 
 from shards.align.geometry import TEMPLATE, TEMPLATE_NAME
 from shards.labels import DataError
-from shards.records import fingerprint
 
 MODES = ("auto", "detect", "given", "none")
 FACES = ("largest", "all", "one")
@@ -121,7 +120,3 @@ class AlignConfig:
                 "min_confidence": self.min_confidence,
             }
         return out
-
-    def recipe_hash(self) -> str:
-        """sha256 of the recipe, in hex."""
-        return fingerprint(self.recipe())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,6 +20,7 @@ from shards.doctor.shard import ShardJob, ShardRecord, examine_shard, start_work
 from shards.labels import DataError
 from shards.manifest import ShardEntry
 from shards.tars import scan_tar
+from shards.workers import num_cores
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def examine(
             _scan_loose(part, book)
         findings += book.close()
     total = sum(job.entry.num_samples for _, job in jobs)
-    workers = config.workers or (1 if total < config.single_below else os.cpu_count() or 1)
+    workers = config.workers or (1 if total < config.single_below else num_cores())
     records: dict[int, ShardRecord] = {}
     with tqdm(total=total, desc="examine", unit="img", disable=quiet) as bar:
         for number, record in _run([job for _, job in jobs], workers):

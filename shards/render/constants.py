@@ -111,14 +111,6 @@ EXPR_PRIOR: Final = MappingProxyType(
 AU_THRESHOLD: Final = 0.35
 """A unit is labelled 1 where its intensity is at least this."""
 
-AU_RATES: Final = MappingProxyType(
-    {
-        "AU1": 0.123, "AU2": 0.060, "AU4": 0.155, "AU6": 0.263, "AU7": 0.398, "AU10": 0.346,
-        "AU12": 0.247, "AU15": 0.029, "AU23": 0.030, "AU24": 0.026, "AU25": 0.632, "AU26": 0.082,
-    }
-)  # fmt: skip
-"""The positive rates of Aff-Wild2, which `AU_GIVEN_EXPR` reproduces under `EXPR_PRIOR`."""
-
 #                 neutral anger disgust fear happiness sadness surprise other
 _AU_GIVEN_EXPR: Final = {
     "AU1": (0.020, 0.03, 0.02, 0.50, 0.020, 0.34, 0.45, 0.050),
@@ -140,7 +132,10 @@ _AU_GIVEN_EXPR: Final = {
     "AU43": (0.040, 0.01, 0.04, 0.01, 0.040, 0.06, 0.00, 0.050),
 }
 AU_GIVEN_EXPR: Final = MappingProxyType({unit: dict(zip(EXPR8, row)) for unit, row in _AU_GIVEN_EXPR.items()})
-"""Unit -> expression -> probability that the unit is at or above `AU_THRESHOLD`."""
+"""Unit -> expression -> probability that the unit is at or above `AU_THRESHOLD`.
+
+Under `EXPR_PRIOR` they give the units' rates in Aff-Wild2.
+"""
 
 EXPR_UNITS: Final = MappingProxyType(
     {

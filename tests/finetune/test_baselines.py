@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.affect import AffectConfig, AffectTask
+from finetune.affect import AffectTask
 from finetune.baselines import (
     VGGFACE_STATS,
     PixelStats,
@@ -21,6 +21,7 @@ from finetune.baselines import (
     pixel_stats,
     timm_depth,
 )
+from finetune.config import AffectConfig
 from finetune.emma import AffectOutput
 from finetune.emotionnet import INCEPTION, EmotionNet
 from finetune.layerdecay import layer_decay_rules

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from finetune.cotex import CoTEX, CoTEXConfig, View, scaled_batch
+from finetune.config import CoTEXConfig, HeadConfig
+from finetune.cotex import CoTEX, View
 from finetune.cotex_task import CoTEXTask
-from finetune.readout import HeadConfig
-from pretrain.encoder import EncoderConfig, build_encoder
+from pretrain.config import EncoderConfig
+from pretrain.encoder import build_encoder
 from pretrain.masking import mask_noise
 from pretrain.task import Task
 from shards.stream import Batch
@@ -189,8 +190,3 @@ def test_heads_start_all_but_silent_and_views_differ():
     assert all(0 < view.head.weight.abs().max() <= 2 * 2e-5 * 4 for view in model.views)
     assert not torch.equal(model.views[0].head.weight, model.views[1].head.weight)
     assert all(isinstance(view, nn.Module) and view.encoder.pos_embed.requires_grad for view in model.views)
-
-
-def test_the_batch_grows_with_what_masks_save():
-    ratios = (0.0, 0.5, 0.75, 0.85, 0.9, 0.95)
-    assert [scaled_batch(64, ratio) for ratio in ratios] == [64 * n for n in (1, 2, 4, 6, 10, 20)]

@@ -16,7 +16,6 @@ from finetune.dan import (
     class_order,
     freeze,
     load_released,
-    move_classes,
 )
 from finetune.losses import affinity_sum, cross_entropy_sum, partition_loss
 from shards.labels import EXPR8
@@ -197,12 +196,3 @@ def test_classes_are_matched_by_name():
     assert class_order(("Anger", "HAPPINESS"), ("happy", "anger")) == [1, 0]
     with pytest.raises(ValueError, match="twice"):
         class_order(("happy", "happiness"), EXPR8)
-
-
-def test_logits_move_to_the_classes_of_their_names():
-    logits = torch.arange(1.0, 17).view(2, 8)
-    moved = move_classes(logits, AFFECTNET8, EXPR8)
-    named = dict(zip(EXPR8, moved.unbind(1)))
-    assert torch.equal(named["happiness"], logits[:, 1]) and torch.equal(named["anger"], logits[:, 6])
-    assert torch.equal(named["other"], torch.zeros(2))
-    assert torch.equal(named["fear"], logits[:, 4]) and torch.equal(named["neutral"], logits[:, 0])

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from finetune.affect import AffectConfig, AffectTask
+from finetune.affect import AffectTask
+from finetune.config import AffectConfig
 from finetune.dan import AFFECTNET8, DAN, class_order
 from finetune.emma import EMMA, AffectOutput, split_outputs
 from pretrain.pixels import PixelNorm
@@ -40,6 +42,14 @@ def test_it_gives_logits_of_each_kind_and_scores_without_a_graph(dan: DAN):
         torch.testing.assert_close(output.expr_cnn, dan(BATCH.images).logits)
     sizes = [part.weight.shape for part in model.va_head if hasattr(part, "weight")]
     assert sizes == [(256, 28), (2, 256)]
+
+
+def test_dan_sees_the_faces_at_the_size_it_learned_at(dan: DAN):
+    model = tiny_emma(dan, cnn_size=(48, 40)).eval()
+    smaller = F.interpolate(PixelNorm()(BATCH.images), (48, 40), mode="bilinear", antialias=True)
+    seen = model(BATCH.images).expr_cnn
+    torch.testing.assert_close(seen, dan(smaller).logits)
+    assert not torch.allclose(seen, dan(BATCH.images).logits)
 
 
 def test_earlier_scores_come_first_and_are_read_anew(dan: DAN):

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.affect import AffectConfig, AffectTask
+from finetune.affect import AffectTask
+from finetune.config import AffectConfig, HeadConfig
 from finetune.dan import DAN, DANConfig
 from finetune.emma import EMMA, FaceViT
 from finetune.layerdecay import layer_decay_rules, layer_of
-from finetune.readout import HeadConfig
 from pipelines.optim import param_groups
-from pretrain.encoder import EncoderConfig, build_encoder
+from pretrain.config import EncoderConfig
+from pretrain.encoder import build_encoder
 from pretrain.task import resolve_params
 from tests.finetune.tiny import TINY_VIT, tiny_cotex
 

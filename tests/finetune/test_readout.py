@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from finetune.readout import HeadConfig, Readout, build_head
+from finetune.config import HeadConfig
+from finetune.readout import Readout, build_head
 
 KINDS = ("cls", "mean", "attention", "flat")
 DIM, LENGTH = 8, 6

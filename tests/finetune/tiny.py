@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.cotex import CoTEX, CoTEXConfig
+from finetune.config import CoTEXConfig, HeadConfig
+from finetune.cotex import CoTEX
 from finetune.dan import DAN, DANConfig
 from finetune.emma import EMMA, FaceViT
-from finetune.readout import HeadConfig
-from pretrain.encoder import EncoderConfig, VisionTransformer, build_encoder
+from pretrain.config import EncoderConfig
+from pretrain.encoder import VisionTransformer, build_encoder
 from shards import keyed
 from shards.stream import Batch, Labels
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,10 @@ import torch
 from pipelines.__main__ import main
 from pipelines.checkpoint import load_encoder, read_tensors
 from shards.shardset import open_shards
-from tests.pipelines.tiny import TINY, last_checkpoint, train
+from tests.pipelines.tiny import TINY_MAE, last_checkpoint, train
 from tests.shards.faces import smooth_jpeg
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*words: object) -> int:
@@ -36,8 +40,32 @@ def test_a_folder_becomes_shards_and_the_shards_a_run(pictures: Path, tmp_path: 
     )
     shards = open_shards(str(out), "train")
     assert len(shards) + len(open_shards(str(out), "val")) == 60
-    assert run("pretrain", "pretrain_demo", *TINY, f"data.shards={out}", "run=r", "train.epochs=1") == 0
+    assert run("pretrain", "pretrain_demo", *TINY_MAE, f"data.shards={out}", "run=r", "train.epochs=1") == 0
     assert run("report", "r") == 0 and run("doctor", out) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("--help", 0),
+        ("predict --help", 0),
+        ("slurm --help", 0),
+        ("pretrain optm.base_lr=1", 2),
+        ("finetune mtl_demo train.epoch=1", 2),
+        ("slurm pretrain_demo --qos", 2),
+    ],
+)
+def test_help_and_a_misspelt_word_are_answered_before_torch_is_loaded(words: str, status: int) -> None:
+    code = (
+        "import sys; from pipelines.__main__ import main\n"
+        "try: status = main(sys.argv[1:])\n"
+        "except SystemExit as stop: status = stop.code\n"
+        "print(status, sorted({'torch', 'timm', 'torchvision'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", code, *words.split()]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert shown.stdout.splitlines()[-1] == f"{status} []", shown.stderr
+    assert status == 0 or "did you mean" in shown.stderr or "unrecognized" in shown.stderr
 
 
 def test_parts_are_merged_by_command(
@@ -120,7 +148,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(
 def test_dry_run_says_everything_and_writes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("pretrain", "--dry-run", "pretrain_demo", *TINY, "train.batch_size=8") == 0
+    assert run("pretrain", "--dry-run", "pretrain_demo", *TINY_MAE, "train.batch_size=8") == 0
     text = capsys.readouterr().out
     for said in ("trainable", "8 × 2 accumulated = 16", "learning rate", "images/s", "GiB", "to be rendered"):
         assert said in text

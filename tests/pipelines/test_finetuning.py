@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.affect import AffectConfig, AffectTask
-from finetune.cotex import CoTEXConfig
+from finetune.affect import AffectTask
+from finetune.config import AffectConfig, CoTEXConfig
 from finetune.cotex_task import CoTEXTask
 from finetune.dan import CenteredDAN
 from finetune.emma import EMMA
@@ -50,32 +50,32 @@ from shards.shardset import open_shards
 from shards.stream import Layout
 from tests.finetune.tiny import faces, portions, run_step, take, tiny_cotex, tiny_dan, tiny_emma, tiny_vit
 from tests.pipelines.launched import free_port
-from tests.pipelines.tiny import TINY, last_checkpoint, losses, metrics, weights
+from tests.pipelines.tiny import TINY, TINY_MAE, TINY_RUN, last_checkpoint, losses, metrics, weights
 from tests.shards.faces import build_smooth
 
-FINETUNE = [
-    "encoder.drop_path_rate=0.3",
-    "head.readout=flat",
-    "head.readout_dim=4",
-    "head.hidden_dim=16",
-    "optim.layer_decay=0.75",
+RUN = [
     "optim.base_lr=0.02",
     "jitter.probability=0.5",
-    "dan.num_heads=1",
     "train.epochs=1",
     "train.batch_size=8",
     "train.save_every=0",
-    "cotex.mask_ratio=0.5",
 ]
+VIT = ["encoder.drop_path_rate=0.3", "head.readout=flat", "head.readout_dim=4", "optim.layer_decay=0.75"]
+FINETUNE = [*RUN, *VIT, "head.hidden_dim=16"]
+LSD = [*TINY, *RUN, *VIT, "cotex.mask_ratio=0.5"]
+DAN = [*TINY_RUN, *RUN, "encoder.image_size=32", "dan.num_heads=1"]
+OWN = {"lsd": LSD, "dan": DAN}
 TINY_FILES = {
-    "pretrain_demo": ["train.epochs=1", "train.save_every=0"],
-    "dan_demo": ["task=dan", "data.order=weighted", *FINETUNE],
+    "pretrain_demo": [*TINY_MAE, "train.epochs=1", "train.save_every=0"],
+    "dan_demo": ["task=dan", "data.order=weighted", *DAN],
 }
 
 
 def settings_of(task: str, shards: Path | str, *more: str) -> RunConfig:
     """A tiny finetuning; its run is runs/<task>/tiny unless `more` says otherwise."""
-    return load_config("", [*TINY, *FINETUNE, f"task={task}", f"data.shards={shards}", *more])
+    return load_config(
+        "", [*OWN.get(task, [*TINY, *FINETUNE]), f"task={task}", f"data.shards={shards}", *more]
+    )
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def made(smooth: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     (folder / "configs").mkdir()
     for name, settings in TINY_FILES.items():
         (folder / "configs" / f"{name}.yaml").write_text(
-            "\n".join(": ".join(setting.split("=")) for setting in nested([*TINY, *settings]))
+            "\n".join(": ".join(setting.split("=")) for setting in nested(settings))
         )
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:

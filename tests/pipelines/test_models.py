@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from finetune.cotex import CoTEXConfig
+from finetune.config import CoTEXConfig, HeadConfig
 from finetune.dan import AFFECTNET8, CenteredDAN
 from finetune.emma import EMMA
-from finetune.readout import HeadConfig
 from pipelines.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -25,7 +24,7 @@ from pipelines.checkpoint import (
     write_tensors,
 )
 from pipelines.models import ModelSpec, build_model, encoders_of, load_model, model_file, spec_from_facts
-from pretrain.encoder import EncoderConfig
+from pretrain.config import EncoderConfig
 from shards.labels import AU12, EXPR8
 from tests.finetune.tiny import faces
 

@@ -21,9 +21,10 @@ from pipelines.checkpoint import CheckpointError, write_tensors
 from pipelines.config import ConfigError
 from pipelines.facetable import FaceColumns, FacePrediction, FaceTable, face_table
 from pipelines.models import ModelSpec, build_model, load_model, model_file
-from pipelines.predict import PredictConfig, predict
+from pipelines.predict import predict
+from pipelines.predictconfig import PredictConfig
 from pipelines.predictor import FacePredictor, FramePrediction, align_config
-from pretrain.encoder import EncoderConfig
+from pretrain.config import EncoderConfig
 from shards.align import AlignConfig, Aligner, load_image
 from shards.keyed import generator
 from shards.labels import AU12, EXPR8, DataError

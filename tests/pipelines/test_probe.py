@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pipelines.probe import ProbeSet, pixel_features, probe_scores, token_features
-from pretrain.encoder import EncoderConfig, build_encoder
+from pretrain.config import EncoderConfig
+from pretrain.encoder import build_encoder
 
 
 def probe_set(count: int, seed: int) -> ProbeSet:

@@ -22,7 +22,7 @@ from pipelines.rundir import latest
 from pretrain.encoder import encode
 from shards.labels import DataError
 from tests.pipelines.launched import PYTHON, environment
-from tests.pipelines.tiny import TINY, last_checkpoint, losses, metrics, train, weights
+from tests.pipelines.tiny import TINY_MAE, last_checkpoint, losses, metrics, train, weights
 
 
 def test_a_run_learns_and_leaves_everything_behind(finished: Path) -> None:
@@ -181,7 +181,7 @@ def test_missing_shards_are_one_message_and_a_status(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = main(
-        ["pretrain", *["pretrain_demo"], *TINY, f"data.shards={tmp_path}", f"run={tmp_path / 'run'}"]
+        ["pretrain", *["pretrain_demo"], *TINY_MAE, f"data.shards={tmp_path}", f"run={tmp_path / 'run'}"]
     )
     message = capsys.readouterr().err
     assert status == 1 and "make shards" in message and "Traceback" not in message
@@ -213,7 +213,7 @@ def test_damaged_shards_are_one_message_and_a_status(
     words = [
         "pretrain",
         "pretrain_demo",
-        *TINY,
+        *TINY_MAE,
         f"data.shards={tmp_path / 'set'}",
         f"data.num_workers={workers}",
     ]
@@ -229,7 +229,16 @@ def test_no_room_for_a_checkpoint_is_one_message_and_loses_nothing(smooth: Path,
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    words = [*PYTHON, "-m", "pipelines", "pretrain", "pretrain_demo", *TINY, f"data.shards={smooth}", "run=r"]
+    words = [
+        *PYTHON,
+        "-m",
+        "pipelines",
+        "pretrain",
+        "pretrain_demo",
+        *TINY_MAE,
+        f"data.shards={smooth}",
+        "run=r",
+    ]
     small = [*words, "train.stop_at_step=2"]
     assert subprocess.run(small, cwd=tmp_path, env=environment(), capture_output=True).returncode == 0
     refused = subprocess.run(

@@ -1,4 +1,4 @@
-"""A run small enough for a test: the settings, and a trained run in this process."""
+"""Runs small enough for a test: settings of every task and of pretraining, and one that is trained here."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from pipelines.config import RunConfig, load_config
 from pipelines.pretraining import build_parts
 from pipelines.stage import run_stage
 
-TINY = [
+TINY_ENCODER = [
     "encoder.name=vit_tiny_patch16_224",
     "encoder.image_size=32",
     "encoder.patch_size=8",
     "encoder.embed_dim=32",
     "encoder.depth=2",
     "encoder.num_heads=2",
-    "mae.decoder_dim=32",
-    "mae.decoder_depth=1",
-    "mae.decoder_heads=2",
+]
+TINY_RUN = [
     "optim.base_lr=0.01",
     "optim.warmup_epochs=0.5",
     "train.epochs=4",
@@ -29,15 +28,22 @@ TINY = [
     "train.save_minutes=0",
     "train.threads=1",
     "data.num_workers=0",
+    "eval.batch_size=8",
+]
+TINY = [*TINY_ENCODER, *TINY_RUN]
+TINY_MAE = [
+    *TINY,
+    "mae.decoder_dim=32",
+    "mae.decoder_depth=1",
+    "mae.decoder_heads=2",
     "eval.probe_train=0",
     "eval.pictures=0",
-    "eval.batch_size=8",
 ]
 
 
 def tiny_config(shards: Path, run: Path, *settings: str) -> RunConfig:
-    """The tiny configuration on `shards`, writing into `run`."""
-    return load_config("", [*TINY, f"data.shards={shards}", f"run={run}", *settings])
+    """The tiny pretraining on `shards`, writing into `run`."""
+    return load_config("", [*TINY_MAE, f"data.shards={shards}", f"run={run}", *settings])
 
 
 def train(shards: Path, run: Path, *settings: str) -> int:

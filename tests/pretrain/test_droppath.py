@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pretrain.config import EncoderConfig
 from pretrain.droppath import KeyedDropPath, set_drop_paths
-from pretrain.encoder import EncoderConfig, VisionTransformer, build_encoder, encode, encode_visible
+from pretrain.encoder import VisionTransformer, build_encoder, encode, encode_visible
 from pretrain.patches import patchify
 
 CONFIG = EncoderConfig("vit_tiny_patch16_224", (16, 16), (8, 8), 16, 4, 2, drop_path_rate=0.3)

@@ -3,7 +3,8 @@ import timm
 import torch
 from tiny import tiny_mae
 
-from pretrain.encoder import EncoderConfig, VisionTransformer, build_encoder
+from pretrain.config import EncoderConfig
+from pretrain.encoder import VisionTransformer, build_encoder
 from pretrain.foreign import load_foreign
 from pretrain.mae import reference_state_dict
 from pretrain.posembed import interpolate_table, sincos_table

@@ -2,7 +2,8 @@ import pytest
 import torch
 from tiny import golden_inputs, golden_mae, smooth_batch, tiny_mae
 
-from pretrain.encoder import EncoderConfig, build_blocks, build_encoder
+from pretrain.config import EncoderConfig
+from pretrain.encoder import build_blocks, build_encoder
 from pretrain.mae import (
     MAE,
     MAEConfig,

@@ -8,8 +8,9 @@ import torch
 from fill import fill_vector, filled_state
 from torch import Tensor
 
-from pretrain.encoder import EncoderConfig, build_encoder
-from pretrain.mae import MAE, MAEConfig
+from pretrain.config import EncoderConfig, MAEConfig
+from pretrain.encoder import build_encoder
+from pretrain.mae import MAE
 
 
 def tiny_mae(norm_pix: bool = True, image_size: tuple[int, int] = (32, 32), depth: int = 1) -> MAE:

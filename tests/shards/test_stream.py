@@ -12,12 +12,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from shards import stream, transforms
+from shards.config import AugmentConfig, CropConfig, JitterConfig
 from shards.labels import DataError, FaceLabels
 from shards.order import EpochOrder
 from shards.records import LabelSpace, SourceInfo
 from shards.shardset import open_shards
 from shards.stream import Batch, FaceSample, Layout, collate_faces, eval_batches, plan_layout, train_batches
-from shards.transforms import AugmentConfig, CropConfig, JitterConfig
 from tests.shards.faces import build_smooth, smooth_jpeg
 
 

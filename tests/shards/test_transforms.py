@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from shards.align import decode as align_decode
+from shards.config import CropConfig, JitterConfig
 from shards.labels import DataError
-from shards.transforms import CropConfig, JitterConfig, decode
+from shards.transforms import decode
 
 
 def encoded(*images: Image.Image, kind: str, **options: Any) -> bytes:
