@@ -136,10 +136,12 @@ def _build_baseline(spec: ModelSpec, generator: torch.Generator | None, publishe
 def build_dan(spec: ModelSpec, generator: torch.Generator | None) -> DAN:
     """The DAN of a specification: alone it tells apart `expr`, in EMMA `cnn_expr`.
 
-    Its weights lie channels last, which makes a CPU's convolutions faster by a tenth to a half.
+    In EMMA, where it is only run forward, its weights lie channels last: on a CPU 1.3 to 1.6 times as fast,
+    while its training would be slower.
     """
-    names = spec.expr if spec.kind == "dan" else spec.cnn_expr
-    dan = DAN(DANConfig(len(names), spec.cnn_heads), generator=generator)
+    if spec.kind == "dan":
+        return DAN(DANConfig(len(spec.expr), spec.cnn_heads), generator=generator)
+    dan = DAN(DANConfig(len(spec.cnn_expr), spec.cnn_heads), generator=generator)
     return dan.to(memory_format=torch.channels_last)
 
 
