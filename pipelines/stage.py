@@ -26,7 +26,6 @@ from pipelines.loop import Trainee, build_accelerator, evaluation_is_due, fit
 from pipelines.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, param_groups
 from pipelines.processes import Processes, stop_requests
 from pipelines.progress import Plan, Progress
-from pipelines.report import write_report
 from pipelines.rundir import RUNS, RunDir, publish
 from pretrain.task import Task
 from shards.shardset import ShardSet
@@ -357,6 +356,8 @@ class _Stage:
 
 def _report(run: Path) -> str:
     """Writes the report of a run that has ended well, whatever becomes of the report."""
+    from pipelines.report import write_report  # draws: half a second that other processes need not wait
+
     try:
         return f"{write_report([run])}, "
     except Exception as error:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from shards.doctor import across
 from shards.doctor.across import Part
 from shards.doctor.findings import SEVERITIES, Examination, Face, Finding, Notebook
 from shards.doctor.folder import examine_folder, find_splits, loose_tars
-from shards.doctor.shard import ShardJob, ShardRecord, examine_shard, start_worker
+from shards.doctor.shard import ShardJob, ShardRecord, examine_shard
 from shards.labels import DataError
 from shards.manifest import ShardEntry
 from shards.tars import scan_tar
-from shards.workers import num_cores
+from shards.workers import Died, Report, num_cores, run_jobs
 
 
 @dataclass(frozen=True)
@@ -118,42 +116,20 @@ def _scan_loose(part: Part, book: Notebook) -> None:
 
 
 def _run(jobs: Sequence[ShardJob], workers: int) -> Iterator[tuple[int, ShardRecord]]:
-    """(number, record) of every job, as they are done.
-
-    A decoder that a damaged image brings down takes its process with it: then what is left is done by one
-    process at a time, so that it is known which shard it was, and the others are examined all the same.
-    """
+    """(number, record) of every job, as they are done; one that brings its process down has an error's."""
     if workers <= 1 or len(jobs) <= 1:
         for number, job in enumerate(jobs):
             yield number, examine_shard(job)
         return
-    context = multiprocessing.get_context("spawn")
-    left = dict(enumerate(jobs))
-    try:
-        with ProcessPoolExecutor(min(workers, len(jobs)), context, start_worker) as pool:
-            futures = {pool.submit(examine_shard, job): number for number, job in left.items()}
-            try:
-                for future in as_completed(futures):
-                    record = future.result()
-                    del left[futures[future]]
-                    yield futures[future], record
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except BrokenProcessPool:
-        yield from _run_singly(left)
+    for number, outcome in run_jobs(_open_examiner, jobs, workers):
+        job = jobs[number]
+        yield number, _fatal(job.folder, job.entry) if isinstance(outcome, Died) else outcome
 
 
-def _run_singly(jobs: dict[int, ShardJob]) -> Iterator[tuple[int, ShardRecord]]:
-    """One process at a time; a shard that brings it down becomes an error."""
-    context = multiprocessing.get_context("spawn")
-    for number, job in jobs.items():
-        with ProcessPoolExecutor(1, context, start_worker) as pool:
-            try:
-                record = pool.submit(examine_shard, job).result()
-            except BrokenProcessPool:
-                record = _fatal(job.folder, job.entry)
-        yield number, record
+def _open_examiner() -> Callable[[ShardJob, Report], ShardRecord]:
+    """What a worker process does; for `run_jobs`."""
+    torch.set_num_threads(1)  # there is a worker for each core
+    return lambda job, report: examine_shard(job)
 
 
 def _fatal(folder: Path, entry: ShardEntry) -> ShardRecord:

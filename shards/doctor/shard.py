@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from shards import transforms
@@ -282,8 +281,3 @@ def _note_people(labels: FaceLabels, key: str, record: ShardRecord) -> None:
 def _after(text: str, where: str) -> str:
     """A message without the place it starts with, which the finding names itself."""
     return text.removeprefix(f"{where}: ") if where else text
-
-
-def start_worker() -> None:
-    """Set-up of a worker process."""
-    torch.set_num_threads(1)  # there is a worker for each core

@@ -135,18 +135,18 @@ def test_half_of_the_faces_are_flipped() -> None:
 
 
 def test_workers_can_be_started_anew_as_well_as_forked(smooth: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`spawn` pickles the whole pipeline; Python is about to make it the rule."""
+    """`forkserver`, the rule since Python 3.14, pickles the whole pipeline as `spawn` does."""
     shards, share = open_shards(str(smooth), "train"), Layout(0, 1, 6, 1)
     made = [
         next(train_batches(shards, EpochOrder(shards.shard_sizes, 7, 2), share, 12, (24, 24), AUGMENT, 0)),
         next(eval_batches(shards, 6, (24, 24), samples=[4, 2, 80])),
     ]
-    monkeypatch.setattr(stream, "DataLoader", partial(DataLoader, multiprocessing_context="spawn"))
-    spawned = [
+    monkeypatch.setattr(stream, "DataLoader", partial(DataLoader, multiprocessing_context="forkserver"))
+    anew = [
         next(train_batches(shards, EpochOrder(shards.shard_sizes, 7, 2), share, 12, (24, 24), AUGMENT, 1)),
         next(eval_batches(shards, 6, (24, 24), samples=[4, 2, 80], num_workers=1)),
     ]
-    for one, other in zip(made, spawned):
+    for one, other in zip(made, anew):
         assert one.keys == other.keys and torch.equal(one.images, other.images)
 
 

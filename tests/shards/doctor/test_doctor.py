@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.doctor.examination import _run_singly
+from shards.doctor.examination import _run
 from shards.doctor.shard import ShardJob
 from shards.indexing import index_tars
 from shards.labels import AU12, EXPR8, DataError
@@ -208,9 +208,10 @@ class DeadlyJob:
 
 
 def test_a_shard_that_brings_its_process_down_is_named(healthy: Path) -> None:
-    entry = load_manifest(healthy / "val").shards[0]
-    deadly = DeadlyJob(ShardJob(healthy / "val", entry, "faces", LabelSpace()))
-    records = dict(_run_singly({0: deadly}))  # type: ignore[dict-item]
+    entries = load_manifest(healthy / "val").shards[:2]
+    deadly, other = (ShardJob(healthy / "val", entry, "faces", LabelSpace()) for entry in entries)
+    records = dict(_run([DeadlyJob(deadly), other], 2))  # type: ignore[list-item]
+    assert records[1].findings == [] and len(records[1].keys) == entries[1].num_samples
     (finding,) = records[0].findings
     assert "brought the process" in finding.what and finding.where.endswith("val/faces-000000.tar")
     assert records[0].num_lost == 16
