@@ -42,6 +42,7 @@ FOLDER = Path("runs/seeds")
 CELLS: dict[str, tuple[str, list[str]]] = {
     "EMMA, MAE": ("mtl_demo", []),
     "EMMA, random": ("mtl_demo", ["init=random"]),
+    "EMMA, VA gradient": ("mtl_demo", ["affect.va_gradient=true"]),
     "ViT alone, MAE": ("mtl_demo", ["model=vit"]),
     "CoTEX 75 %, MAE": ("lsd_demo", []),
     "CoTEX 75 %, random": ("lsd_demo", ["init=random"]),
@@ -49,6 +50,7 @@ CELLS: dict[str, tuple[str, list[str]]] = {
 PAIRS = (
     ("EMMA, MAE", "EMMA, random", "P_MTL"),
     ("EMMA, MAE", "ViT alone, MAE", "CCC"),
+    ("EMMA, VA gradient", "ViT alone, MAE", "CCC"),
     ("CoTEX 75 %, MAE", "CoTEX 75 %, random", "macro F1"),
 )
 Rows = NDArray[np.int64]

@@ -162,7 +162,8 @@ class AffectTask:
             total = losses.cross_entropy_sum(output.expr, labels.expr, labels.expr_valid)
             parts["expr"] = losses.step_mean(total, counts.expr, world_size())
         if output.au is not None:
-            weight = output.au.new_tensor(losses.RELEASED_AU_POS_WEIGHT) if self.config.released else None
+            weights = losses.RELEASED_AU_POS_WEIGHT if self.config.released else self.config.au_pos_weight
+            weight = output.au.new_tensor(weights) if weights else None
             total = losses.binary_cross_entropy_sum(output.au, labels.au, labels.au_valid, weight)
             count = counts.faces if self.config.released else counts.au
             parts["au"] = losses.step_mean(total, count, world_size())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -29,19 +30,32 @@ class AffectConfig:
     Attributes:
         preset: "paper", or "released" for what the authors' code does instead (valence and arousal train the
             ViT, another CCC, weighted action units summed, DAN's statistics move).
+        va_gradient: valence and arousal train EMMA's ViT too, not their own head alone: as in the released
+            code and not in the paper.
         add_cnn: the expression loss and prediction take the sum of ViT's and DAN's logits (ablation p1 + p2).
         expr_weight, au_weight, va_weight: factors on the three losses.
+        au_pos_weight: factor on the loss of each unit's positive labels, in the label space's order; empty
+            is 1 for all. Negative over positive labels makes both weigh the same. "released" has its own.
     """
 
     preset: str = "paper"
+    va_gradient: bool = False
     add_cnn: bool = False
     expr_weight: float = 1.0
     au_weight: float = 1.0
     va_weight: float = 1.0
+    au_pos_weight: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "au_pos_weight", tuple(self.au_pos_weight))
         if self.preset not in ("paper", "released"):
             raise ValueError(f"affect.preset={self.preset!r}: use paper or released")
+        if not all(0 < weight < math.inf for weight in self.au_pos_weight):
+            raise ValueError(f"affect.au_pos_weight={list(self.au_pos_weight)}: weights must be above 0")
+        if self.released and self.au_pos_weight:
+            raise ValueError(
+                "affect.au_pos_weight is set and affect.preset=released has weights of its own: drop one"
+            )
 
     @property
     def released(self) -> bool:

@@ -342,17 +342,19 @@ def _doctor(arguments: Arguments) -> int:
 
 
 def _add_import(commands: Commands) -> None:
-    text = "convert a foreign .pth to safetensors that init= takes; nothing in it is run"
+    text = "convert a foreign .pth to safetensors that init= takes (a DAN's: cnn=); nothing in it is run"
     parser = _command(commands, "import", text, "import mae_pretrain_vit_base.pth mae.safetensors", _import)
     parser.add_argument("source", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--classes", default="", help="a DAN's: a,b,… in its order; AffectNet's 8 are known")
 
 
 def _import(arguments: Arguments) -> int:
     from pipelines.importing import import_weights
 
-    count = import_weights(arguments.source, arguments.out)
-    print(f"{arguments.out}: {count} tensors; use it as init={arguments.out}")
+    classes = [name.strip() for name in arguments.classes.split(",")] if arguments.classes else []
+    setting = import_weights(arguments.source, arguments.out, classes)
+    print(f"{arguments.out}: written; use it as {setting}={arguments.out}")
     return 0
 
 

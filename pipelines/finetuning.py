@@ -196,7 +196,7 @@ def plan_model(config: RunConfig, space: LabelSpace, sources: Sources) -> ModelS
         head=config.head,
         cotex=config.cotex,
         cnn_heads=config.dan.num_heads,
-        stop_gradient=not config.affect.released,
+        stop_gradient=not (config.affect.released or config.affect.va_gradient),
         freeze_cnn=not config.affect.released,
         add_cnn=config.affect.add_cnn,
     )
@@ -214,6 +214,11 @@ def plan_model(config: RunConfig, space: LabelSpace, sources: Sources) -> ModelS
         raise ConfigError(
             f"affect.preset=released weighs {', '.join(AU12)}; these shards have {', '.join(spec.au)}: "
             "use affect.preset=paper"
+        )
+    if len(config.affect.au_pos_weight) not in (0, len(spec.au)):
+        raise ConfigError(
+            f"affect.au_pos_weight has {len(config.affect.au_pos_weight)} weights, and the action units are "
+            f"{len(spec.au)}: {', '.join(spec.au)}"
         )
     if sources.encoder is not None and kind not in BASELINES:
         facts = read_tensors(find_encoder(sources.encoder)).facts

@@ -25,6 +25,7 @@ READING_KINDS: Mapping[str, tuple[str, ...]] = {
     "head.hidden_dim": ("emma", "vit"),
     "affect": ("emma", "vit", *BASELINES),
     "affect.add_cnn": ("emma",),
+    "affect.va_gradient": ("emma",),
     "cotex": ("cotex",),
     "dan": ("dan",),
     "baseline": ("timm", "vggface"),
@@ -36,6 +37,7 @@ READING_TASKS: Mapping[str, tuple[str, ...]] = {
     "affect.preset": ("mtl", "au", "va"),
     "affect.expr_weight": ("mtl", "expr"),
     "affect.au_weight": ("mtl", "au"),
+    "affect.au_pos_weight": ("mtl", "au"),
     "affect.va_weight": ("mtl", "va"),
 }
 

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import stage as stage_module
 from pipelines.__main__ import main
 from pipelines.checkpoint import read_tensors
 from shards.labels import AU12, EXPR8
@@ -159,7 +158,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("HOME", str(home))
-        patch.setattr(stage_module, "write_report", lambda runs: runs[0] / "report.html")
+        patch.setattr("pipelines.report.write_report", lambda runs: runs[0] / "report.html")
         torch.set_num_threads(1)
         for words in commands():
             if words[1] == "import":

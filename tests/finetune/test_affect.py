@@ -100,6 +100,28 @@ def test_released_losses_are_those_of_the_released_code(size: int):
     assert logs["loss"] == pytest.approx(37.717525482177734, rel=1e-6)
 
 
+def test_positive_labels_count_as_often_as_they_are_weighed() -> None:
+    """A weight of 3 is as if each positive label were there three times, in the sum but not in the count."""
+    model, labels = Told(1.5 * fill_vector("loss_out", 12 * 22, 1).view(12, 22)), golden_batch().labels
+    logits, seen = model(torch.zeros(0), torch.arange(12)).au, labels.au_valid
+    assert logits is not None
+    plain = F.binary_cross_entropy_with_logits(logits, labels.au.where(seen, 0), reduction="none")
+    times = torch.where(labels.au == 1, 3.0, 1.0)
+    expected = (plain * times)[seen].sum() / seen.sum()
+    logs, _ = run_step(
+        AffectTask(AffectConfig(au_pos_weight=(3.0,) * 12)), model, portions(golden_batch(), 4)
+    )
+    assert logs["loss_au"] == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(0.0,), (-1.0,), (float("inf"),), (float("nan"),)])
+def test_a_weight_of_nothing_is_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="au_pos_weight"):
+        AffectConfig(au_pos_weight=weights)
+    with pytest.raises(ValueError, match="weights of its own"):
+        AffectConfig(preset="released", au_pos_weight=(2.0,))
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", [32, 8])
 def test_loss_and_gradients_are_those_of_one_explicit_batch(

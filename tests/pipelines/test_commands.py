@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.dan import AFFECTNET8, DAN, CenteredDAN, DANConfig
 from pipelines.__main__ import main
 from pipelines.checkpoint import load_encoder, read_tensors
+from pipelines.models import load_model
 from shards.shardset import open_shards
 from tests.pipelines.tiny import TINY_MAE, last_checkpoint, train
 from tests.shards.faces import smooth_jpeg
@@ -130,6 +132,45 @@ def test_a_released_checkpoint_is_imported_and_starts_a_run(
     )
     ours, theirs = load_encoder(tmp_path / "r").state_dict(), load_encoder(finished).state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "names"),
+    [
+        (8, [], AFFECTNET8),
+        (3, ["--classes", "sad, angry,neutral"], ("sad", "angry", "neutral")),
+    ],
+)
+def test_a_released_dan_becomes_what_emma_takes(
+    tmp_path: Path, count: int, options: list[str], names: tuple[str, ...]
+) -> None:
+    """As DAN's files are: the weights under `model_state_dict`, their names as DataParallel says them."""
+    dan = DAN(DANConfig(count)).eval()
+    state = {f"module.{name}": tensor for name, tensor in dan.state_dict().items()}
+    torch.save({"iter": 5, "model_state_dict": state, "optimizer_state_dict": {}}, tmp_path / "dan.pth")
+    assert run("import", tmp_path / "dan.pth", tmp_path / "dan.safetensors", *options) == 0
+    loaded = load_model(tmp_path / "dan.safetensors")
+    assert (loaded.spec.kind, loaded.spec.expr, loaded.spec.image_size) == ("dan", names, (224, 224))
+    assert isinstance(loaded.model, CenteredDAN)
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.equal(loaded.model.dan(images).logits, dan(images).logits)
+
+
+def test_a_dan_of_unknown_classes_or_of_other_tensors_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = DAN(DANConfig(7)).state_dict()
+    torch.save({"model_state_dict": state}, tmp_path / "seven.pth")
+    assert run("import", tmp_path / "seven.pth", tmp_path / "x.safetensors") == 1
+    assert "a DAN of 7 classes, and 0 are named: give --classes" in capsys.readouterr().err
+    torch.save({"model_state_dict": {**state, "extra": torch.ones(1)}}, tmp_path / "more.pth")
+    classes = ["--classes", "a,b,c,d,e,f,g"]
+    assert run("import", tmp_path / "more.pth", tmp_path / "x.safetensors", *classes) == 1
+    assert "unknown extra" in capsys.readouterr().err
+    torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
+    assert run("import", tmp_path / "other.pth", tmp_path / "x.safetensors", *classes) == 1
+    assert "not a DAN" in capsys.readouterr().err and not (tmp_path / "x.safetensors").exists()
 
 
 def test_a_pickle_that_runs_code_is_refused_and_not_run(

@@ -22,7 +22,6 @@ from finetune.dan import CenteredDAN
 from finetune.emma import EMMA
 from pipelines import config as config_module
 from pipelines import data as data_module
-from pipelines import stage as stage_module
 from pipelines.checkpoint import CheckpointError, load_encoder
 from pipelines.config import ConfigError, OptimConfig, RunConfig, TrainConfig, load_config
 from pipelines.finetuning import (
@@ -105,7 +104,7 @@ def report_of_mtl_alone(runs: Sequence[Path]) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage_module, "write_report", report_of_mtl_alone)
+    monkeypatch.setattr("pipelines.report.write_report", report_of_mtl_alone)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +119,7 @@ def made(smooth: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     said: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(stage_module, "write_report", report_of_mtl_alone)
+        patch.setattr("pipelines.report.write_report", report_of_mtl_alone)
         patch.setattr(config_module, "CONFIGS", folder / "configs")
         patch.setattr(data_module, "default_faces", lambda: smooth)
         patch.setattr(data_module, "make_default_faces", lambda: smooth)
@@ -344,7 +343,16 @@ def test_only_what_can_flow_back_is_passed_through_twice(smooth: Path) -> None:
 
     assert detached("mtl") and detached("expr") and detached("au")
     assert not detached("mtl", "affect.preset=released") and not detached("va")
-    assert not detached("mtl", "model=vit")
+    assert not detached("mtl", "model=vit") and not detached("mtl", "affect.va_gradient=true")
+
+
+def test_weights_of_units_must_be_as_many_as_units(smooth: Path) -> None:
+    right = settings_of("mtl", smooth, f"affect.au_pos_weight=[{','.join(['2.5'] * 12)}]")
+    task = build_task(right, plan_model(right, LabelSpace(), Sources()))
+    assert isinstance(task, AffectTask) and task.config.au_pos_weight == (2.5,) * 12
+    wrong = settings_of("mtl", smooth, "affect.au_pos_weight=[1,2]")
+    with pytest.raises(ConfigError, match="2 weights, and the action units are 12: AU1, "):
+        plan_model(wrong, LabelSpace(), Sources())
 
 
 def test_layers_of_a_named_vit_are_counted(smooth: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import stage as stage_module
 from pipelines.__main__ import main
 from pipelines.checkpoint import load_encoder
 from pipelines.models import load_model
@@ -42,7 +41,7 @@ def runs(smooth: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(stage_module, "write_report", lambda runs: runs[0] / "report.html")
+        patch.setattr("pipelines.report.write_report", lambda runs: runs[0] / "report.html")
         config = folder / "mtl_tiny.yaml"
         config.write_text("task: mtl\nmodel: vit\n")
         more = [*SETTINGS, f"data.shards={smooth}", f"init={finished}"]

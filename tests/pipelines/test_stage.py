@@ -74,7 +74,7 @@ def test_a_finished_run_goes_on_when_it_is_to_be_longer(smooth: Path, tmp_path: 
 def test_a_report_that_fails_does_not_kill_a_finished_run(
     smooth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stage, "write_report", killed)
+    monkeypatch.setattr("pipelines.report.write_report", killed)
     assert train(smooth, tmp_path / "run", "train.epochs=1") == 0
     assert latest("pretrain") == (tmp_path / "run").resolve()
     assert "no report (KilledError())" in capsys.readouterr().err
