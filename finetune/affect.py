@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from finetune import losses, metrics
-from finetune.across import gather_across, sum_across, world_size
+from finetune.across import sum_across, world_size
 from finetune.config import AffectConfig
 from finetune.emma import AffectOutput
 from finetune.layerdecay import layer_decay_rules
 from finetune.outputs import ModelOutput, face_outputs
+from finetune.wholestep import Pulled, StepVA, pull, with_gradient
 from pretrain.task import ParamRule, StepOutput
 
 
@@ -56,21 +58,6 @@ class _Counts(NamedTuple):
     faces: Tensor
 
 
-class _StepVA(NamedTuple):
-    """Valence and arousal labels of a whole step, over all processes: (N, 2) and (N, 2) bool."""
-
-    va: Tensor
-    valid: Tensor
-
-    @staticmethod
-    def of(batches: Sequence[LabelledBatch]) -> _StepVA:
-        """In the order in which predictions are joined: this process's micro-batches, then by rank."""
-        return _StepVA(
-            gather_across(torch.cat([batch.labels.va for batch in batches])),
-            gather_across(torch.cat([batch.labels.va_valid for batch in batches])),
-        )
-
-
 def _counts(batches: Sequence[LabelledBatch]) -> _Counts:
     own = [
         torch.stack([b.labels.expr_valid.sum() for b in batches]).sum(),
@@ -78,20 +65,6 @@ def _counts(batches: Sequence[LabelledBatch]) -> _Counts:
         torch.tensor(sum(b.size for b in batches), device=batches[0].images.device),
     ]
     return _Counts(*sum_across(torch.stack(own)).unbind())
-
-
-class _Pulled(NamedTuple):
-    """A loss of the whole step, and its gradient for each micro-batch's predictions, (B, 2) each."""
-
-    loss: Tensor
-    pulls: Sequence[Tensor]
-
-
-def _with_gradient(value: Tensor | None, va: Tensor, pull: Tensor) -> Tensor:
-    """A scalar of the given value (None = 0) whose gradient for `va` is `pull`."""
-    product = (va * pull).sum()
-    scalar = product - product.detach()
-    return scalar if value is None else scalar + value
 
 
 def columns_of(output: ModelOutput, labels: FaceLabels) -> dict[str, Tensor]:
@@ -137,10 +110,11 @@ class AffectTask:
         gradient flows on into the model, a first pass without graphs finds what pulls at each prediction.
         """
         counts = _counts(batches)
-        va_labels = _StepVA.of(batches)
-        pulled: _Pulled | None = None
+        va_labels = StepVA.of([b.labels.va for b in batches], [b.labels.va_valid for b in batches])
+        ccc_loss = partial(va_labels.ccc_loss, released=self.config.released)
+        pulled: Pulled | None = None
         if not self.stop_gradient and len(batches) > 1:
-            pulled = self._pull(model, batches, va_labels)
+            pulled = pull(model, batches, lambda batch: model(batch.images, batch.rng).va, ccc_loss)
         kept: list[Tensor] = []
         for number, batch in enumerate(batches):
             last = number == len(batches) - 1
@@ -149,9 +123,9 @@ class AffectTask:
             parts = self._label_losses(output, batch.labels, counts)
             if pulled is not None:
                 assert output.va is not None
-                parts["va"] = _with_gradient(pulled.loss if last else None, output.va, pulled.pulls[number])
+                parts["va"] = with_gradient(pulled.loss if last else None, output.va, pulled.pulls[number])
             elif output.va is not None and last:
-                parts["va"] = self._ccc_loss(output.va, va_labels)
+                parts["va"] = ccc_loss(output.va)
             if output.scores is not None:
                 kept.append(output.scores)
             yield self._weighted(parts)
@@ -168,28 +142,6 @@ class AffectTask:
             count = counts.faces if self.config.released else counts.au
             parts["au"] = losses.step_mean(total, count, world_size())
         return parts
-
-    def _ccc_loss(self, va: Tensor, labels: _StepVA) -> Tensor:
-        """The loss of the whole step, from this process's predictions of all its micro-batches."""
-        return losses.ccc_loss(gather_across(va), labels.va, labels.valid, self.config.released)
-
-    @torch.no_grad()
-    def _pull(self, model: nn.Module, batches: Sequence[LabelledBatch], labels: _StepVA) -> _Pulled | None:
-        """The step's CCC loss, and its gradient for each micro-batch's predictions.
-
-        Statistics that move in training (a DAN's, released way) are put back: the second pass moves them.
-        """
-        before = [buffer.clone() for buffer in model.buffers()]
-        va = [model(batch.images, batch.rng).va for batch in batches]
-        for buffer, kept in zip(model.buffers(), before, strict=True):
-            buffer.copy_(kept)
-        if va[0] is None:
-            return None
-        with torch.enable_grad():
-            leaf = torch.cat(va).requires_grad_()
-            loss = self._ccc_loss(leaf, labels)
-            (pull,) = torch.autograd.grad(loss, leaf)
-        return _Pulled(loss.detach(), torch.split(pull, [len(part) for part in va]))
 
     def _weighted(self, parts: Mapping[str, Tensor]) -> StepOutput:
         """The sum of a micro-batch's losses.

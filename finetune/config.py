@@ -101,3 +101,80 @@ class BaselineConfig:
     """
 
     linear: bool = False
+
+
+@dataclass(frozen=True)
+class MRANConfig:
+    """MRAN, a reconstruction from the paper's abstract: sizes and rates are ours.
+
+    Attributes:
+        encoder: of colour frames: "vit" (the pretrained one's patch tokens), "inception" (facenet-pytorch's
+            InceptionResnetV1) or "conv" (five convolutions, from scratch).
+        tuned_blocks: how many of the ViT's last blocks learn, its final norm with them; None = all of the
+            encoder, 0 = nothing of it. The other encoders know these two alone.
+        guidance: how depth and thermal guide colour: "gate" (in every gate of the LSTM), "map" (their
+            attention modulates colour's), "early" (their features join before the LSTM), "late" (after
+            attention, pooled) or "none" (URAN: colour alone).
+        modalities: that guide.
+        stem: of their frames: "conv", or "patch": one convolution that starts as the ViT's patch embedding.
+        dim: channels of every modality's features.
+        hidden_dim: channels of the LSTMs' states.
+        volume_dims: channels of the 3-D convolutions, one block each.
+        temporal: over the pooled frames: "none", "gru" or "tcn", which see the whole window, both ways.
+        modality_dropout: share of clips that lose a guiding modality in training, each by itself; all may go.
+        frame_dropout: share of colour frames that are lost in training.
+        loss: "ccc" or "mse".
+    """
+
+    encoder: str = "vit"
+    tuned_blocks: int | None = None
+    guidance: str = "gate"
+    modalities: tuple[str, ...] = ("depth", "thermal")
+    stem: str = "conv"
+    dim: int = 64
+    hidden_dim: int = 64
+    volume_dims: tuple[int, ...] = (64, 128)
+    temporal: str = "none"
+    modality_dropout: float = 0.2
+    frame_dropout: float = 0.0
+    loss: str = "ccc"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "modalities", tuple(self.modalities))
+        object.__setattr__(self, "volume_dims", tuple(self.volume_dims))
+        choices = {
+            "encoder": ("vit", "inception", "conv"),
+            "guidance": ("gate", "map", "early", "late", "none"),
+            "stem": ("conv", "patch"),
+            "temporal": ("none", "gru", "tcn"),
+            "loss": ("ccc", "mse"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"mran.{name}={getattr(self, name)!r}: use one of {', '.join(known)}")
+        if set(self.modalities) - {"depth", "thermal"} or len(set(self.modalities)) < len(self.modalities):
+            raise ValueError(f"mran.modalities={list(self.modalities)}: use depth and thermal, each once")
+        if self.guided and not self.modalities:
+            raise ValueError(f"mran.modalities is empty and mran.guidance={self.guidance}: use guidance=none")
+        if self.tuned_blocks is not None and (
+            self.tuned_blocks < 0 or (self.encoder != "vit" and self.tuned_blocks)
+        ):
+            raise ValueError(
+                f"mran.tuned_blocks={self.tuned_blocks} with mran.encoder={self.encoder}: use null for all, "
+                "0 for none, or with a vit the number of its last blocks"
+            )
+        if self.guided and self.stem == "patch" and self.encoder != "vit":
+            raise ValueError(f"mran.stem=patch starts as a ViT's, and mran.encoder={self.encoder}: use conv")
+        if min(self.dim, self.hidden_dim, *self.volume_dims) < 2 or not self.volume_dims:
+            raise ValueError(
+                f"mran.dim={self.dim}, mran.hidden_dim={self.hidden_dim}, mran.volume_dims="
+                f"{list(self.volume_dims)}: at least one block, and 2 channels everywhere"
+            )
+        for name in ("modality_dropout", "frame_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"mran.{name}={getattr(self, name)}: a share in [0, 1)")
+
+    @property
+    def guided(self) -> bool:
+        """Whether anything but colour is looked at."""
+        return self.guidance != "none"

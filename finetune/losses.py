@@ -145,6 +145,20 @@ def ccc_loss(pred: Tensor, target: Tensor, valid: Tensor, released: bool = False
     return (perfect - ccc).where(defined, 0).sum()
 
 
+def squared_error_sum(pred: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Squared error, summed over the valid labels.
+
+    Args:
+        pred, target: of one shape.
+        valid: of the same shape, bool.
+
+    Returns:
+        Scalar.
+    """
+    seen = _precise(pred).where(valid, 0)
+    return (seen - target.to(seen.dtype).where(valid, 0)).square().sum()
+
+
 def affinity_sum(features: Tensor, target: Tensor, valid: Tensor, centers: Tensor) -> Tensor:
     """DAN's affinity loss (Wen et al. 2021), summed over the valid labels.
 

@@ -49,7 +49,7 @@ def import_weights(source: Path, out: Path, classes: Sequence[str] = ()) -> str:
 
 
 def _dan_file(tensors: Mapping[str, torch.Tensor], source: Path, classes: Sequence[str]) -> TensorFile:
-    """A released DAN (224 pixels) as a model that rebuilds itself; the affinity loss's centres are not there."""
+    """A released DAN (224 pixels) as a model; the centres of its affinity loss begin anew."""
     state = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     heads = len({name.split(".")[0] for name in state if name.startswith("cat_head")})
     count = len(state["fc.weight"]) if "fc.weight" in state else 0

@@ -171,7 +171,14 @@ def _plan_split(source: Source, split: str, out: Path, config: BuildConfig, lock
     write_atomic(_part_path(out, config.part), canonical_json(asked))
     size = config.shard_size
     jobs = [
-        ShardJob(out, number, items[number * size : (number + 1) * size], config.chunk_size, mark)
+        ShardJob(
+            out,
+            number,
+            items[number * size : (number + 1) * size],
+            config.chunk_size,
+            mark,
+            source.info.kind,
+        )
         for number in unmade
     ]
     return _Plan(out, whole.num_items, jobs, whole.num_items - sum(sizes[number] for number in unmade))

@@ -1,4 +1,5 @@
-"""What can be set about training images: how they are cut and coloured anew each time they are seen.
+"""What can be set about training images and clips: how they are cut and coloured anew each time they are
+seen, and which windows are taken from a clip.
 
 Without torch, as every package's `config`: the command line reads settings before it loads what they are for.
 """
@@ -7,6 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+
+MODALITIES = ("color", "depth", "thermal")
+"""What a clip may hold of each frame, in the order in which it is stored."""
 
 
 @dataclass(frozen=True)
@@ -85,3 +89,42 @@ class AugmentConfig:
 
     crop: CropConfig = field(default_factory=CropConfig)
     jitter: JitterConfig = field(default_factory=JitterConfig)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """Which windows are taken from clips, and of what.
+
+    Attributes:
+        num_frames: frames of a window.
+        stride: frames from one window of an evaluation to the next; smaller than `num_frames`, windows
+            overlap. Training draws the places of its windows.
+        frame_step: every how manieth frame is taken; an evaluation goes through all `frame_step` phases.
+        modalities: what is read of each frame, of `MODALITIES`.
+        lag_seconds: how much later than the face the annotation moves (RECOLA: 2 to 2.8 s). Each label is
+            paired with the picture from so much before it; see `shards.clips`.
+
+    Raises:
+        ValueError: a value out of its range.
+    """
+
+    num_frames: int = 16
+    stride: int = 8
+    frame_step: int = 1
+    modalities: tuple[str, ...] = MODALITIES
+    lag_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "stride", "frame_step"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"clip.{name}={getattr(self, name)}: must be 1 or more")
+        if self.stride > self.num_frames:
+            raise ValueError(
+                f"clip.stride={self.stride} is more than clip.num_frames={self.num_frames}: "
+                "frames between two windows would never be seen"
+            )
+        if not self.modalities or sorted(self.modalities) != sorted({*self.modalities} & {*MODALITIES}):
+            raise ValueError(
+                f"clip.modalities={list(self.modalities)}: one or more of {', '.join(MODALITIES)}, each once"
+            )
+        _check_range("clip.lag_seconds", self.lag_seconds, 60)

@@ -10,6 +10,7 @@ because a map holds a file descriptor for as long as it lives, and a large set h
 
 from __future__ import annotations
 
+import functools
 import json
 import struct
 import zlib
@@ -40,7 +41,8 @@ SAMPLE = np.dtype(
     ]
 )
 _PREFIX = struct.Struct("<8sII")
-_MAX_HEADER = 1 << 20
+_MAX_HEADER = 1 << 22  # a clip's members each have an extension of their own
+_MAX_COUNT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @functools.cached_property
+    def numbers(self) -> dict[str, int]:
+        """Extension -> its place in `extensions`."""
+        return {extension: i for i, extension in enumerate(self.extensions)}
+
     def key(self, sample: int) -> str:
         """The key of the sample'th sample."""
         row = self.samples[sample]
@@ -99,8 +106,18 @@ class Index:
 
 
 def index_bytes(tar_name: str, tar_size: int, tar_sha256: str, rows: Sequence[IndexRow]) -> bytes:
-    """The index file's content: a pure function of its arguments."""
+    """The index file's content: a pure function of its arguments.
+
+    Raises:
+        DataError: a sample with more members, or a tar with more different extensions, than can be counted.
+    """
     extensions = sorted({member[0] for row in rows for member in row.members})
+    most = max((len(row.members) for row in rows), default=0)
+    if max(most, len(extensions)) >= _MAX_COUNT:
+        raise DataError(
+            f"{tar_name}: a sample of {most} members, {len(extensions)} different extensions in all: "
+            f"fewer than {_MAX_COUNT} can be indexed; cut long recordings into several clips"
+        )
     number = {extension: i for i, extension in enumerate(extensions)}
     members = np.zeros(sum(len(row.members) for row in rows), MEMBER)
     samples = np.zeros(len(rows), SAMPLE)

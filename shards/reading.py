@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _CHUNK = 1 << 26  # at once: a damaged index may ask for much more than there is
+_GAP = 1 << 16  # what lies between two members is read with them up to here, and passed over beyond
 
 
 class Place(NamedTuple):
@@ -69,7 +70,7 @@ class TarBytes:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_members(self, places: Sequence[Place]) -> dict[str, bytes]:
-        """The members of one sample by extension, each checked; in one read, for they lie side by side.
+        """Members of one sample by extension, each checked; those that lie side by side in one read.
 
         Raises:
             MemberError: also at the second attempt one is cut off or does not match its checksum.
@@ -81,17 +82,18 @@ class TarBytes:
         return self._read_once(places)
 
     def _read_once(self, places: Sequence[Place]) -> dict[str, bytes]:
-        start = min(place.offset for place in places)
-        data = memoryview(self.read(start, max(place.offset + place.size for place in places) - start))
         members = {}
-        for place in places:
-            member = data[place.offset - start : place.offset - start + place.size]
-            if len(member) != place.size:
-                raise MemberError(place, cut_off=True)
-            if zlib.crc32(member) != place.crc32:
-                raise MemberError(place, cut_off=False)
-            members[place.extension] = bytes(member)
-        return members
+        for run in _runs(places):
+            start = run[0].offset
+            data = memoryview(self.read(start, max(place.offset + place.size for place in run) - start))
+            for place in run:
+                member = data[place.offset - start : place.offset - start + place.size]
+                if len(member) != place.size:
+                    raise MemberError(place, cut_off=True)
+                if zlib.crc32(member) != place.crc32:
+                    raise MemberError(place, cut_off=False)
+                members[place.extension] = bytes(member)
+        return {place.extension: members[place.extension] for place in places}
 
     def _forget(self, places: Sequence[Place]) -> None:
         """Drops the handle and what this machine's cache holds of the members."""
@@ -100,6 +102,18 @@ class TarBytes:
                 with contextlib.suppress(OSError):
                     os.posix_fadvise(self._handle, place.offset, place.size, os.POSIX_FADV_DONTNEED)
         self.close()
+
+
+def _runs(places: Sequence[Place]) -> list[list[Place]]:
+    """The places by offset, in runs with no more than `_GAP` bytes between neighbours."""
+    runs: list[list[Place]] = []
+    end = 0
+    for place in sorted(places, key=lambda place: place.offset):
+        if not runs or place.offset - end > _GAP:
+            runs.append([])
+        runs[-1].append(place)
+        end = max(end, place.offset + place.size)
+    return runs
 
 
 def places_of(extensions: Sequence[str], rows: Sequence[Sequence[int]]) -> list[Place]:

@@ -29,6 +29,7 @@ class ShardJob:
         items: all that belong to it.
         chunk_size: items handed to the maker at once.
         fingerprint: of the build.
+        kind: "faces" or "clips": what the files are named after.
     """
 
     out: Path
@@ -36,6 +37,7 @@ class ShardJob:
     items: Sequence[Item]
     chunk_size: int
     fingerprint: str
+    kind: str = "faces"
 
 
 def make_shard(maker: Maker, job: ShardJob, advance: Callable[[int], Any]) -> None:
@@ -88,7 +90,7 @@ def _record_path(out: Path, number: int) -> Path:
 
 def _remove_leftovers(job: ShardJob) -> None:
     """What a killed build left half-written of this shard."""
-    names = f".faces-{job.number:06d}.*.tmp", f"{PARTS}/.{job.number:06d}.json.*.tmp"
+    names = f".{job.kind}-{job.number:06d}.*.tmp", f"{PARTS}/.{job.number:06d}.json.*.tmp"
     for leftover in (path for name in names for path in job.out.glob(name)):
         with contextlib.suppress(FileNotFoundError):
             leftover.unlink()
@@ -107,7 +109,7 @@ def _make(maker: Maker, job: ShardJob, advance: Callable[[int], Any]) -> None:
                     yield record
             advance(len(chunk))
 
-    name = f"faces-{job.number:06d}"
+    name = f"{job.kind}-{job.number:06d}"
     tar, index = job.out / f"{name}.tar", job.out / f"{name}.idx"
     with atomic_write(tar) as file:
         written = write_tar(file, samples())

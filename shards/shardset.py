@@ -7,7 +7,7 @@ import functools
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,8 +97,12 @@ class ShardSet:
         shard, row = self._locate(sample)
         return self._indexes[shard].key(row)
 
-    def read(self, sample: int) -> RawSample:
-        """All members of one sample in one read, each checked against its crc32.
+    def read(self, sample: int, only: Collection[str] | None = None) -> RawSample:
+        """Members of one sample, each checked against its crc32; nothing else is read.
+
+        Args:
+            sample: its number.
+            only: extensions of the members wanted, of which the sample may lack some; None = all it has.
 
         Raises:
             DataError: the tar is gone, cut short or changed since it was indexed.
@@ -106,7 +110,11 @@ class ShardSet:
         shard, row = self._locate(sample)
         index = self._indexes[shard]
         first, count = int(index.samples[row]["first_member"]), int(index.samples[row]["num_members"])
-        places = places_of(index.extensions, index.members[first : first + count].tolist())
+        rows = index.members[first : first + count]
+        if only is not None:
+            wanted = [index.numbers[extension] for extension in only if extension in index.numbers]
+            rows = rows[np.isin(rows["extension"], wanted)]
+        places = places_of(index.extensions, rows.tolist())
         key = index.key(row)
         where = f"{self._tars[shard]}: sample {key}"
         try:

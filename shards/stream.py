@@ -3,7 +3,8 @@
     positions -> draws -> read -> decode -> crop -> collate -> Batch
 
 A batch of this process is a pure function of its number, so the stream can start at any position, and each
-worker makes every W-th batch; the loader hands them out in order.
+worker makes every W-th batch; the loader hands them out in order. `shards.clips` puts other stages between
+the same draws and the same loader.
 """
 
 from __future__ import annotations
@@ -12,21 +13,41 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 import webdataset as wds
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
 from shards import keyed, transforms
 from shards.config import AugmentConfig
+from shards.draws import Draw, Layout, eval_draws, one_by_one, plan_layout, train_draws
+from shards.frames import IMAGE_EXTENSIONS
 from shards.labels import DataError, FaceLabels
 from shards.order import Order
 from shards.records import LabelSpace
 from shards.shardset import RawSample, ShardSet
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+__all__ = [
+    "Batch",
+    "FaceSample",
+    "Labels",
+    "Layout",
+    "check_kind",
+    "collate_faces",
+    "decode_image",
+    "decode_labels",
+    "eval_batches",
+    "in_batches",
+    "load",
+    "parse_json",
+    "plan_layout",
+    "train_batches",
+]
+
+Sample = TypeVar("Sample")
+SomeBatch = TypeVar("SomeBatch")
 
 
 class Labels(NamedTuple):
@@ -92,67 +113,6 @@ class FaceSample:
     counts: bool = True
 
 
-class _Draw(NamedTuple):
-    """One sample to be read: its number, random key, and whether it counts."""
-
-    sample: int
-    rng: int
-    counts: bool
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Who computes what of one optimiser step.
-
-    Attributes:
-        rank, world_size: this process and their number.
-        batch_size: samples in a micro-batch of one process.
-        accum_steps: micro-batches of one process to a step.
-    """
-
-    rank: int
-    world_size: int
-    batch_size: int
-    accum_steps: int
-
-    @property
-    def global_batch_size(self) -> int:
-        """Samples to an optimiser step, over all processes and micro-batches."""
-        return self.world_size * self.batch_size * self.accum_steps
-
-    def positions(self, start: int, micro_step: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Positions of this process's `micro_step`-th batch, counted from position `start`."""
-        step, micro = divmod(micro_step, self.accum_steps)
-        offset = step * self.global_batch_size + (micro * self.world_size + self.rank) * self.batch_size
-        return np.arange(start + offset, start + offset + self.batch_size, dtype=np.int64)
-
-
-def plan_layout(global_batch_size: int, batch_size: int, rank: int, world_size: int) -> Layout:
-    """The layout that makes up `global_batch_size`; accumulation follows from it.
-
-    Args:
-        global_batch_size: samples to an optimiser step.
-        batch_size: the largest micro-batch a process may have; 0 = no limit.
-
-    Raises:
-        DataError: what does not divide.
-    """
-    if global_batch_size < 1 or global_batch_size % world_size:
-        raise DataError(
-            f"global_batch_size={global_batch_size} cannot be shared by {world_size} processes: "
-            f"use a multiple of {world_size}"
-        )
-    share = global_batch_size // world_size
-    batch_size = min(batch_size or share, share)
-    if share % batch_size:
-        good = [b for b in range(1, share + 1) if share % b == 0 and b <= batch_size]
-        raise DataError(
-            f"global_batch_size={global_batch_size} over {world_size} processes is {share} each, which "
-            f"batch_size={batch_size} does not divide: use batch_size={good[-1]}, say"
-        )
-    return Layout(rank, world_size, batch_size, share // batch_size)
-
-
 def train_batches(
     shards: ShardSet,
     order: Order,
@@ -180,9 +140,10 @@ def train_batches(
     Raises:
         DataError: the shards hold something else than faces.
     """
-    draws = partial(_train_draws, order, layout, position)
+    draws = partial(train_draws, order, layout, position)
     augment = partial(_augment, size=size, config=augmentation)
-    return _load(shards, draws, augment, layout.batch_size, num_workers, with_labels, pin_memory)
+    stages = _stages(shards, draws, augment, layout.batch_size, with_labels)
+    return load(stages, num_workers, pin_memory)
 
 
 def eval_batches(
@@ -210,64 +171,50 @@ def eval_batches(
         DataError: the shards hold something else than faces.
     """
     chosen = list(range(len(shards))) if samples is None else list(samples)
-    draws = partial(_eval_draws, chosen, batch_size, rank, world_size, seed)
-    return _load(shards, draws, partial(_fit, size=size), batch_size, num_workers, with_labels, False)
+    draws = partial(eval_draws, chosen, batch_size, rank, world_size, seed)
+    stages = _stages(shards, draws, partial(_fit, size=size), batch_size, with_labels)
+    return load(stages, num_workers)
 
 
-def _train_draws(order: Order, layout: Layout, position: int) -> Iterator[list[_Draw]]:
-    for micro_step in _mine():
-        drawn = order.draw(layout.positions(position, micro_step))
-        yield [_Draw(s, r, True) for s, r in zip(drawn.samples.tolist(), drawn.rng.tolist())]
-
-
-def _eval_draws(
-    chosen: list[int], batch_size: int, rank: int, world_size: int, seed: int
-) -> Iterator[list[_Draw]]:
-    rounds = -(-len(chosen) // (batch_size * world_size))
-    for number in _mine(rank, world_size):
-        if number >= rounds * world_size:
-            return
-        part = chosen[number * batch_size : (number + 1) * batch_size]
-        padded = part + chosen[-1:] * (batch_size - len(part))
-        keys = [keyed.sample_key(seed, 0, s) for s in padded]
-        yield [_Draw(s, k, i < len(part)) for i, (s, k) in enumerate(zip(padded, keys))]
-
-
-def _mine(first: int = 0, stride: int = 1) -> Iterator[int]:
-    """Numbers of the batches that this loader worker makes, without end."""
-    info = get_worker_info()
-    worker, workers = (info.id, info.num_workers) if info else (0, 1)
-    number = first + worker * stride
-    while True:
-        yield number
-        number += workers * stride
-
-
-def _load(
+def _stages(
     shards: ShardSet,
-    draws: Callable[[], Iterator[list[_Draw]]],
+    draws: Callable[[], Iterator[list[Draw]]],
     augment: Callable[[FaceSample], FaceSample],
     batch_size: int,
-    num_workers: int,
     with_labels: bool,
-    pin_memory: bool,
-) -> Iterator[Batch]:
-    """The stages as one webdataset pipeline, run in loader workers.
-
-    Stages are functions of this module with their arguments, so that workers can be started in any way
-    (fork, spawn, forkserver).
-    """
-    kind = shards.manifests[0].kind
-    if kind != "faces":
-        raise DataError(f"{shards.folders[0]}: holds {kind}, and this task reads faces: give other shards")
-    pipeline = wds.DataPipeline(
-        partial(_one_by_one, draws),
+) -> list[Callable[..., Iterator[Any]]]:
+    check_kind(shards, "faces")
+    return [
+        partial(one_by_one, draws),
         partial(_read, shards),
         partial(_decode, with_labels),
-        partial(_collate, augment, batch_size, shards.label_space),
-    )
+        partial(_augmented, augment),
+        partial(in_batches, partial(collate_faces, space=shards.label_space), batch_size),
+    ]
+
+
+def check_kind(shards: ShardSet, wanted: str) -> None:
+    """
+    Raises:
+        DataError: the shards hold something else than `wanted`, "faces" or "clips".
+    """
+    kind = shards.manifests[0].kind
+    if kind != wanted:
+        raise DataError(f"{shards.folders[0]}: holds {kind}, and this task reads {wanted}: give other shards")
+
+
+def load(
+    stages: Sequence[Callable[..., Iterator[Any]]], num_workers: int = 0, pin_memory: bool = False
+) -> Iterator[Any]:
+    """The stages as one webdataset pipeline, run in loader workers: what the last of them yields, in order.
+
+    Args:
+        stages: from draws to batches; functions of a module with their arguments, so that workers can be
+            started in any way (fork, spawn, forkserver).
+        num_workers, pin_memory: as for `train_batches`.
+    """
     loader = DataLoader(
-        pipeline,
+        wds.DataPipeline(*stages),
         batch_size=None,
         num_workers=num_workers,
         pin_memory=pin_memory,
@@ -277,33 +224,32 @@ def _load(
     return _plain_errors(iter(loader))
 
 
-def _one_by_one(draws: Callable[[], Iterator[list[_Draw]]]) -> Iterator[_Draw]:
-    for batch in draws():
-        yield from batch
-
-
-def _read(shards: ShardSet, stream: Iterable[_Draw]) -> Iterator[tuple[_Draw, RawSample]]:
+def _read(shards: ShardSet, stream: Iterable[Draw]) -> Iterator[tuple[Draw, RawSample]]:
     for draw in stream:
         yield draw, shards.read(draw.sample)
 
 
-def _decode(with_labels: bool, stream: Iterable[tuple[_Draw, RawSample]]) -> Iterator[FaceSample]:
+def _decode(with_labels: bool, stream: Iterable[tuple[Draw, RawSample]]) -> Iterator[FaceSample]:
     for draw, raw in stream:
         labels = decode_labels(raw) if with_labels else FaceLabels()
         yield FaceSample(raw.key, decode_image(raw), labels, draw.rng, draw.counts)
 
 
-def _collate(
-    augment: Callable[[FaceSample], FaceSample],
-    batch_size: int,
-    space: LabelSpace,
-    stream: Iterable[FaceSample],
-) -> Iterator[Batch]:
-    samples: list[FaceSample] = []
+def _augmented(
+    augment: Callable[[FaceSample], FaceSample], stream: Iterable[FaceSample]
+) -> Iterator[FaceSample]:
+    return map(augment, stream)
+
+
+def in_batches(
+    collate: Callable[[list[Sample]], SomeBatch], batch_size: int, stream: Iterable[Sample]
+) -> Iterator[SomeBatch]:
+    """Last stage: every `batch_size` samples as one batch."""
+    samples: list[Sample] = []
     for sample in stream:
-        samples.append(augment(sample))
+        samples.append(sample)
         if len(samples) == batch_size:
-            yield collate_faces(samples, space)
+            yield collate(samples)
             samples = []
 
 
@@ -315,7 +261,7 @@ def _fit(sample: FaceSample, size: tuple[int, int]) -> FaceSample:
     return replace(sample, image=transforms.fit(sample.image, size))
 
 
-def _plain_errors(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _plain_errors(batches: Iterator[SomeBatch]) -> Iterator[SomeBatch]:
     """Passes batches on; of an error in a loader process only its message, not that process's traceback."""
     try:
         yield from batches
@@ -348,11 +294,19 @@ def decode_labels(raw: RawSample) -> FaceLabels:
     Raises:
         DataError: not JSON, or values out of range.
     """
-    data = raw.members.get("json")
-    if data is None:
+    if "json" not in raw.members:
         return FaceLabels()
+    return FaceLabels.from_json(parse_json(raw), raw.where)
+
+
+def parse_json(raw: RawSample) -> Any:
+    """The sample's json member as plain values.
+
+    Raises:
+        DataError: not JSON.
+    """
     try:
-        return FaceLabels.from_json(json.loads(data), raw.where)
+        return json.loads(raw.members["json"])
     except (ValueError, RecursionError) as error:
         raise DataError(f"{raw.where}: labels are not JSON ({error})") from error
 

@@ -16,13 +16,14 @@ from shards import transforms
 from shards.doctor.findings import Finding, LabelCounts, Notebook
 from shards.doctor.looks import THUMB, Look, look_at
 from shards.files import sha256_file
+from shards.frames import IMAGE_EXTENSIONS
 from shards.index import Index, IndexRow, parse_index
 from shards.labels import DataError, FaceLabels
 from shards.manifest import ShardEntry
 from shards.reading import MemberError, Place, TarBytes
 from shards.records import LabelSpace
 from shards.shardset import RawSample
-from shards.stream import IMAGE_EXTENSIONS, decode_labels
+from shards.stream import decode_labels
 from shards.tars import scan_tar
 
 PICTURE = np.dtype(
