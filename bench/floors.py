@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from finetune.metrics import accuracy, bootstrap, ccc, macro_f1
 from finetune.outputs import outputs_of
 from pipelines.checkpoint import load_encoder
-from pipelines.data import make_default_faces
+from pipelines.data import make_default
 from pipelines.evaluation import run_config
 from pipelines.models import load_model
 from pipelines.predictconfig import PredictConfig
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--smiles", type=Path, metavar="FOLDER")
     parser.add_argument("--shards", default="")
     arguments = parser.parse_intermixed_args()
-    faces = load_faces(arguments.shards or str(make_default_faces()), arguments.smiles)
+    faces = load_faces(arguments.shards or str(make_default()), arguments.smiles)
     print(f"{len(faces.train.expr)} training faces, {len(faces.held_out.expr)} held-out faces", flush=True)
     titles = ("accuracy", "macro F1", "CCC valence", "CCC arousal")
     smiles = f"{'AUC val.':>9s}{'hap−neu':>9s}" if faces.smiles else ""

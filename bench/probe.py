@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pipelines.checkpoint import load_encoder
-from pipelines.data import default_faces, make_default_faces
+from pipelines.data import default_set, make_default
 from pipelines.evaluation import run_config
 from pipelines.probe import ProbeSet, load_probe_set, pixel_features, probe_scores, token_features
 from pretrain.encoder import build_encoder
@@ -32,8 +32,8 @@ def main(runs: list[str]) -> None:
     for run in map(Path, runs):
         config = run_config(run)
         if not config.data.shards:
-            make_default_faces()
-        names, size = config.data.shards or str(default_faces()), config.encoder.image_size
+            make_default()
+        names, size = config.data.shards or str(default_set()), config.encoder.image_size
         train = load_probe_set(open_shards(names, "train"), max(COUNTS), size)
         held_out = _joined(
             [load_probe_set(open_shards(names, split), 10**6, size) for split in ("val", "test")]

@@ -29,7 +29,7 @@ from torch import Tensor
 from finetune.metrics import bootstrap_difference
 from pipelines.checkpoint import find_encoder, read_tensors
 from pipelines.config import load_config
-from pipelines.data import make_default_faces
+from pipelines.data import make_default
 from pipelines.dryrun import random_batch
 from pipelines.evaluation import predict_run
 from pipelines.finetuning import build_trainable
@@ -44,8 +44,8 @@ CELLS: dict[str, tuple[str, list[str]]] = {
     "EMMA, random": ("mtl_demo", ["init=random"]),
     "EMMA, VA gradient": ("mtl_demo", ["affect.va_gradient=true"]),
     "ViT alone, MAE": ("mtl_demo", ["model=vit"]),
-    "CoTEX 75 %, MAE": ("lsd_demo", []),
-    "CoTEX 75 %, random": ("lsd_demo", ["init=random"]),
+    "CoTEX 75 %, MAE": ("lsd_demo", ["cotex.mask_ratio=0.75"]),
+    "CoTEX 75 %, random": ("lsd_demo", ["cotex.mask_ratio=0.75", "init=random"]),
 }
 PAIRS = (
     ("EMMA, MAE", "EMMA, random", "P_MTL"),
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--shards", default="")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     asked = parser.parse_intermixed_args()
-    asked.shards = asked.shards or str(make_default_faces())
+    asked.shards = asked.shards or str(make_default())
     for seed in asked.seeds:
         for cell in CELLS:
             train(cell, seed, asked)

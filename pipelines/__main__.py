@@ -309,11 +309,11 @@ def _add_shards(commands: Commands) -> None:
 
 
 def _shards(arguments: Arguments) -> int:
-    from pipelines.data import make_default_faces
+    from pipelines.data import make_default
     from pipelines.sharding import build_shards, describe, index_shards, merge_shards
 
     if arguments.action == "default":
-        print(make_default_faces())
+        print(make_default())
         return 0
     if arguments.action == "build":
         manifests = build_shards(arguments.source, arguments.src, arguments.out, arguments.settings)

@@ -19,9 +19,16 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.config import AffectConfig, BaselineConfig, CoTEXConfig, DANLossConfig, HeadConfig
+from finetune.config import (
+    AffectConfig,
+    BaselineConfig,
+    CoTEXConfig,
+    DANLossConfig,
+    HeadConfig,
+    MRANConfig,
+)
 from pretrain.config import EncoderConfig, MAEConfig
-from shards.config import CropConfig, JitterConfig
+from shards.config import ClipConfig, CropConfig, JitterConfig
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -180,10 +187,10 @@ class RunConfig:
 
     Attributes:
         task: what is trained: "pretrain"; "mtl" (expressions, action units, valence/arousal), "expr", "au",
-            "va"; "lsd" (expressions by CoTEX); "dan".
+            "va"; "lsd" (expressions by CoTEX); "dan"; "mran" (valence/arousal of clips).
         model: of a task that has several (mtl, expr, au, va): "emma" (mtl), "vit", the name of a timm model
             ("resnet50.tv_in1k"; "timm:vit" where it might be one of these), "vggface", "emotionnet" (mtl);
-            "" = the task's own (mtl: emma; lsd: cotex; dan: dan; others: vit).
+            "" = the task's own (mtl: emma; lsd: cotex; dan: dan; mran: mran; others: vit).
         run: run directory; "" = runs/<task>/<name of the config>.
         seed: of order, crops, masks and initial weights.
         init: a run, checkpoint or imported encoder to start from; "random" = random weights; "" = for
@@ -208,9 +215,16 @@ class RunConfig:
     cotex: CoTEXConfig = field(default_factory=CoTEXConfig)
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
     dan: DANLossConfig = field(default_factory=DANLossConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    mran: MRANConfig = field(default_factory=MRANConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+    @property
+    def data_kind(self) -> str:
+        """What it learns from: "faces" or "clips"."""
+        return "clips" if self.task == "mran" else "faces"
 
 
 def load_config(name: str = "", overrides: Sequence[str] = ()) -> RunConfig:

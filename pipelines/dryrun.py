@@ -14,15 +14,15 @@ from torch import nn
 
 from pipelines.checkpoint import disk_free
 from pipelines.config import RunConfig, to_yaml
-from pipelines.data import default_faces
+from pipelines.data import default_set, default_size
 from pipelines.loop import Trainee, build_accelerator, train_step
 from pipelines.optim import build_optimizer, param_groups
 from pipelines.processes import Processes
 from pipelines.progress import duration
 from pipelines.stage import run_path, set_threads
 from pretrain.task import Task
+from shards.clips import ClipBatch
 from shards.records import LabelSpace
-from shards.render import RenderedFaces
 from shards.shardset import find_split, open_shards
 from shards.stream import Batch, Labels, plan_layout
 
@@ -69,7 +69,7 @@ def dry_run(
     path = run_path(config, name)
     if processes.is_main:
         print(to_yaml(config).rstrip())
-        print(f"\ndata: {num_samples} faces, {what}")
+        print(f"\ndata: {num_samples} {config.data_kind}, {what}")
         print(f"model: {counts[0]:,} trainable and {counts[1]:,} fixed parameters in {len(groups)} groups")
         print(
             f"step: {layout.world_size} process(es) × {layout.batch_size} × {layout.accum_steps} accumulated "
@@ -91,18 +91,19 @@ def dry_run(
 
 
 def _data(config: RunConfig) -> tuple[int, str]:
-    """How many faces there are to learn from, and which."""
+    """How many faces or clips there are to learn from, and which."""
     if config.data.shards:
         return len(open_shards(config.data.shards, "train")), config.data.shards
-    folder = default_faces()
+    folder = default_set(config.data_kind)
     if find_split(folder, "train") is not None:
         return len(open_shards([folder], "train")), f"rendered, in {folder}"
-    return RenderedFaces().num_train, f"to be rendered into {folder} on first use"
+    return default_size(config.data_kind), f"to be rendered into {folder} on first use"
 
 
 def _time(trainee: Trainee, batch_size: int, config: RunConfig, accelerator: Any) -> _Trial:
     device = next(trainee.model.parameters()).device
-    batch = random_batch(batch_size, config).to(device)
+    made = random_clips if config.data_kind == "clips" else random_batch
+    batch: Any = made(batch_size, config).to(device)
     trainee.model.train()
     times = []
     for _ in range(1 + _TIMED_STEPS):
@@ -136,4 +137,26 @@ def random_batch(batch_size: int, config: RunConfig) -> Batch:
     keys = [str(i) for i in range(batch_size)]
     return Batch(
         keys, images, torch.randint(0, 2**62, (batch_size,), generator=generator), labels, batch_size
+    )
+
+
+def random_clips(batch_size: int, config: RunConfig) -> ClipBatch:
+    """Noise of every modality, every frame labelled."""
+    generator = torch.Generator().manual_seed(0)
+    shape, size = (batch_size, config.clip.num_frames), config.encoder.image_size
+    images = {"color": torch.randint(0, 256, (*shape, 3, *size), dtype=torch.uint8, generator=generator)}
+    for modality in ("depth", "thermal"):
+        images[modality] = torch.rand(*shape, 1, *size, generator=generator) * 2 - 1
+    names = [str(i) for i in range(batch_size)]
+    return ClipBatch(
+        keys=names,
+        groups=names,
+        images=images,
+        valid={modality: torch.ones(shape, dtype=torch.bool) for modality in images},
+        va=torch.rand(*shape, 2, generator=generator) * 2 - 1,
+        va_valid=torch.ones(*shape, 2, dtype=torch.bool),
+        frames=torch.arange(shape[1]).expand(shape),
+        inside=torch.ones(shape, dtype=torch.bool),
+        rng=torch.randint(0, 2**62, (batch_size,), generator=generator),
+        num_valid=batch_size,
     )

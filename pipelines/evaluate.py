@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,15 @@ from shards.shardset import ShardSet
 from shards.stream import Batch, eval_batches
 
 Predict = Callable[[Batch], Mapping[str, Tensor]]
+
+
+class Movable(Protocol):
+    """A batch that can be put on a device."""
+
+    def to(self, device: torch.device) -> Movable: ...
+
+
+BatchT = TypeVar("BatchT", bound=Movable)
 
 
 def predict_split(
@@ -47,12 +57,35 @@ def predict_split(
     """
     count = len(shards) if samples is None else len(samples)
     rank, world = processes.rank, processes.world_size
-    parts: dict[str, list[Tensor]] = {}
     batches = eval_batches(
         shards, batch_size, size, rank, world, num_workers, samples, with_labels=with_labels, seed=seed
     )
+    return predict_batches(predict, batches, count, processes, device)
+
+
+def predict_batches(
+    predict: Callable[[BatchT], Mapping[str, Tensor]],
+    batches: Iterable[BatchT],
+    count: int,
+    processes: Processes,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Runs `predict` over this process's batches of an evaluation and joins all processes' columns.
+
+    Args:
+        predict: a batch on the device -> named columns (B, …).
+        batches: this process's, padded alike: every world-th batch of all.
+        count: N samples in the batches of all processes, padding not counted.
+        processes: all of them call this.
+        device: that computes.
+
+    Returns:
+        name -> (N, …) float64 on the CPU, in order; in every process.
+    """
+    parts: dict[str, list[Tensor]] = {}
     for batch in batches:
-        for name, values in predict(batch.to(device)).items():
+        moved: BatchT = batch.to(device)  # type: ignore[assignment]
+        for name, values in predict(moved).items():
             parts.setdefault(name, []).append(values.double().cpu())
     columns = {}
     for name in sorted(parts):

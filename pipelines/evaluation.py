@@ -13,16 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.config import ConfigError, RunConfig, load_config
-from pipelines.data import default_faces, make_default_faces
+from pipelines.data import named_shards
 from pipelines.ensemble import mean_predictions
-from pipelines.evaluate import predict_split
 from pipelines.finetuning import build_task
 from pipelines.loop import build_accelerator
 from pipelines.models import ModelSpec, load_model
 from pipelines.predictions import Predictions, read_csv
 from pipelines.processes import Processes
 from pipelines.scores import Scores, as_text, figures_of, is_labelled, score
-from pipelines.scoring import to_predictions
+from pipelines.scoring import model_columns, to_predictions
 from pipelines.smoothing import Smoothing, choose_smoothing, smooth
 from pipelines.stage import loader_workers, set_threads
 from pipelines.submission import (
@@ -39,7 +38,6 @@ from pretrain.task import Task
 from shards.files import clear_disk_errors, write_atomic
 from shards.labels import DataError
 from shards.shardset import ShardSet, open_shards
-from shards.stream import Batch
 
 _SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
 _MEDIANS = (3, 7, 15, 31)
@@ -72,7 +70,7 @@ def run_config(run: Path) -> RunConfig:
 
 @dataclass(frozen=True)
 class SplitPredictor:
-    """One split of faces, and what it takes to predict it with models of one specification.
+    """One split of faces or clips, and what it takes to predict it with models of one specification.
 
     Attributes:
         split: its name.
@@ -88,28 +86,27 @@ class SplitPredictor:
     split: str
     shards: ShardSet
     spec: ModelSpec
-    task: Task[Any, Batch]
+    task: Task[Any, Any]
     processes: Processes
     device: torch.device
     batch_size: int
     num_workers: int
 
     def columns(self, model: nn.Module) -> dict[str, Tensor]:
-        """What `task.predict` says of each sample, with its labels; in every process.
+        """What `task.predict` says of each face or frame, with its labels; in every process.
 
         Valence and arousal are clipped to [−1, 1], as in every file that is written of them.
         """
-        model = model.to(self.device).eval()
-        with torch.inference_mode():
-            columns = predict_split(
-                lambda batch: self.task.predict(model, batch),
-                self.shards,
-                self.spec.image_size,
-                self.batch_size,
-                self.processes,
-                self.device,
-                self.num_workers,
-            )
+        columns = model_columns(
+            model.to(self.device),
+            self.task,
+            self.spec,
+            self.shards,
+            self.batch_size,
+            self.processes,
+            self.device,
+            self.num_workers,
+        )
         if "va" in columns:
             columns["va"] = columns["va"].clamp(-1, 1)
         return columns
@@ -137,12 +134,7 @@ def open_predictor(
     accelerator = build_accelerator(config.train)
     processes = Processes()
     set_threads(config.train.threads)
-    names = shards or config.data.shards
-    if not names:
-        if processes.is_main:
-            make_default_faces()
-        processes.barrier()
-        names = str(default_faces())
+    names = named_shards(shards or config.data.shards, processes, config.data_kind)
     opened = open_shards(names, split)
     space = opened.label_space
     if spec.expr and space.expr and tuple(space.expr) != spec.expr:

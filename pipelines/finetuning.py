@@ -17,6 +17,7 @@ from finetune.dan import CenteredDAN
 from finetune.dan_task import DANTask
 from finetune.emma import EMMA
 from finetune.emotionnet import INCEPTION
+from finetune.mran_task import MRANTask
 from pipelines.checkpoint import CheckpointError, TensorFile, encoder_file, find_encoder, read_tensors
 from pipelines.config import ConfigError, RunConfig, load_config
 from pipelines.loop import build_accelerator
@@ -38,17 +39,18 @@ from pipelines.unread import refuse_unread
 from pretrain.config import EncoderConfig
 from pretrain.foreign import load_foreign
 from pretrain.task import Task
+from shards.clips import clip_train_batches
 from shards.config import AugmentConfig
 from shards.labels import AU12
 from shards.order import EpochOrder, Order, WeightedOrder, inverse_frequency
 from shards.records import LabelSpace
 from shards.shardset import ShardSet
-from shards.stream import Batch, train_batches
+from shards.stream import train_batches
 
-TASKS = ("mtl", "expr", "au", "va", "lsd", "dan")
-_MODELS = {"mtl": "emma", "lsd": "cotex", "dan": "dan"}
+TASKS = ("mtl", "expr", "au", "va", "lsd", "dan", "mran")
+_MODELS = {"mtl": "emma", "lsd": "cotex", "dan": "dan", "mran": "mran"}
 _OTHERS = {"mtl": ("vit", "vggface", "emotionnet"), **dict.fromkeys(("expr", "au", "va"), ("vggface",))}
-_EXPR_TASKS, _AU_TASKS, _VA_TASKS = ("mtl", "expr", "lsd", "dan"), ("mtl", "au"), ("mtl", "va")
+_EXPR_TASKS, _AU_TASKS, _VA_TASKS = ("mtl", "expr", "lsd", "dan"), ("mtl", "au"), ("mtl", "va", "mran")
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,16 @@ def make_prerequisites(config: RunConfig) -> int:
 def _needed(config: RunConfig) -> Iterator[tuple[str, str, str]]:
     """(setting, task, configuration) of each run that this one starts from and that was not named."""
     kind = model_kind(config)
-    if kind not in ("dan", *BASELINES) and not config.init:
+    if _reads_encoder(config) and not config.init:
         yield "init", "pretrain", "pretrain_demo"
     if kind == "emma" and not config.cnn:
         yield "cnn", "dan", "dan_demo"
+
+
+def _reads_encoder(config: RunConfig) -> bool:
+    """Whether the model has a ViT that starts from a pretraining run."""
+    kind = model_kind(config)
+    return kind not in ("dan", *BASELINES) and (kind != "mran" or config.mran.encoder == "vit")
 
 
 def _pretrain(config: RunConfig, name: str) -> int:
@@ -165,7 +173,7 @@ def find_sources(config: RunConfig) -> Sources:
             )
         given = Path(config.init) if config.init not in ("", "random") else None
         return Sources(encoder=given, published=not config.init)
-    if kind != "dan" and config.init != "random":
+    if _reads_encoder(config) and config.init != "random":
         found["encoder"] = Path(config.init) if config.init else latest("pretrain")
         if found["encoder"] is None:
             raise ConfigError("no pretraining run to start from: give init=RUN, or init=random")
@@ -195,6 +203,8 @@ def plan_model(config: RunConfig, space: LabelSpace, sources: Sources) -> ModelS
         encoder=config.encoder,
         head=config.head,
         cotex=config.cotex,
+        mran=config.mran,
+        clip=config.clip,
         cnn_heads=config.dan.num_heads,
         stop_gradient=not (config.affect.released or config.affect.va_gradient),
         freeze_cnn=not config.affect.released,
@@ -204,6 +214,8 @@ def plan_model(config: RunConfig, space: LabelSpace, sources: Sources) -> ModelS
         name = {"timm": _timm_name(config), "emotionnet": INCEPTION}.get(kind, "")
         stats = pixel_stats(name) if name else VGGFACE_STATS
         spec = replace(spec, timm_name=name, linear=config.baseline.linear, mean=stats.mean, std=stats.std)
+    if kind == "mran":
+        spec = replace(spec, clip=replace(config.clip, modalities=("color", *_guides(config))))
     if not (spec.expr or spec.au or spec.va):
         raise ConfigError(f"task {task}: these shards have no label for it; see `faceprior doctor`")
     if kind == "emma" and not (spec.expr or spec.au):
@@ -238,6 +250,11 @@ def plan_model(config: RunConfig, space: LabelSpace, sources: Sources) -> ModelS
     return spec
 
 
+def _guides(config: RunConfig) -> tuple[str, ...]:
+    """The modalities beside colour that MRAN reads."""
+    return config.mran.modalities if config.mran.guided else ()
+
+
 def start_model(spec: ModelSpec, sources: Sources, seed: int) -> nn.Module:
     """The model with the weights that it starts from.
 
@@ -263,7 +280,7 @@ def start_model(spec: ModelSpec, sources: Sources, seed: int) -> nn.Module:
     return model
 
 
-def build_task(config: RunConfig, spec: ModelSpec) -> Task[Any, Batch]:
+def build_task(config: RunConfig, spec: ModelSpec) -> Task[Any, Any]:
     """The losses of a run.
 
     Raises:
@@ -279,6 +296,8 @@ def build_task(config: RunConfig, spec: ModelSpec) -> Task[Any, Batch]:
         return CoTEXTask(config.cotex, depth, config.optim.layer_decay)
     if spec.kind == "dan":
         return DANTask(config.dan)
+    if spec.kind == "mran":
+        return MRANTask(config.mran, depth, config.optim.layer_decay)
     has_va = spec.va or spec.kind in ("emma", "emotionnet")  # these two always
     detached = spec.stop_gradient if spec.kind == "emma" else not has_va
     return AffectTask(config.affect, detached, depth, config.optim.layer_decay)
@@ -287,7 +306,7 @@ def build_task(config: RunConfig, spec: ModelSpec) -> Task[Any, Batch]:
 def _depth_of(spec: ModelSpec) -> int:
     if spec.kind == "timm":
         return timm_depth(spec.timm_name)
-    if spec.kind in ("dan", *BASELINES):
+    if spec.kind in ("dan", *BASELINES) or (spec.kind == "mran" and spec.mran.encoder != "vit"):
         return 0
     if spec.encoder.depth:
         return spec.encoder.depth
@@ -297,7 +316,7 @@ def _depth_of(spec: ModelSpec) -> int:
         return len(build_encoder(spec.encoder).blocks)
 
 
-def build_trainable(config: RunConfig) -> tuple[nn.Module, Task[Any, Batch]]:
+def build_trainable(config: RunConfig) -> tuple[nn.Module, Task[Any, Any]]:
     """Model and task alone, with random weights, for a dry run; see `refuse_unread`."""
     refuse_unread(config, model_kind(config))
     spec = plan_model(config, LabelSpace(), Sources())
@@ -335,17 +354,25 @@ def build_parts(context: Context) -> Parts:
         except RuntimeError as error:
             raise CheckpointError(f"{context.run.path}: {error}") from error
 
-    def batches(position: int) -> Iterator[Batch]:
+    def batches(position: int) -> Iterator[Any]:
+        order, layout = build_order(config, shards), context.plan.layout
+        augmentation = AugmentConfig(config.crop, config.jitter)
+        workers = loader_workers(config.data.num_workers, context.device)
+        pin = context.device.type == "cuda"
+        if spec.kind == "mran":
+            return clip_train_batches(
+                shards, order, layout, position, spec.image_size, spec.clip, augmentation, workers, pin
+            )
         return train_batches(
             shards,
-            build_order(config, shards),
-            context.plan.layout,
+            order,
+            layout,
             position,
             spec.image_size,
-            AugmentConfig(config.crop, config.jitter),
-            loader_workers(config.data.num_workers, context.device),
+            augmentation,
+            workers,
             with_labels=True,
-            pin_memory=context.device.type == "cuda",
+            pin_memory=pin,
         )
 
     observer = AffectObserver(context, model, task, spec)

@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from finetune.baselines import PixelStats, TimmFace, VGGFace, build_timm, load_weights
-from finetune.config import CoTEXConfig, HeadConfig
+from finetune.config import CoTEXConfig, HeadConfig, MRANConfig
 from finetune.cotex import CoTEX
 from finetune.dan import DAN, CenteredDAN, DANConfig, class_order
 from finetune.emma import EMMA, FaceViT
 from finetune.emotionnet import EmotionNet
+from finetune.mran import MRAN, build_mran
 from pipelines.checkpoint import CheckpointError, TensorFile, describe, find_file, read_tensors
 from pretrain.config import EncoderConfig
 from pretrain.encoder import VisionTransformer, build_encoder
+from shards.config import ClipConfig
 
 FORMAT = "faceprior-model"
 VERSION = 1
@@ -30,7 +32,7 @@ class ModelSpec:
     """All that it takes to build a model anew; its weights come after.
 
     Attributes:
-        kind: "emma", "vit", "cotex", "dan", or of others' models "timm", "vggface" or "emotionnet".
+        kind: "emma", "vit", "cotex", "dan", "mran", or of others' models "timm", "vggface" or "emotionnet".
         image_size: height and width in pixels.
         expr: names of the expression classes it tells apart; empty for none.
         au: names of its action units; empty for none.
@@ -38,6 +40,7 @@ class ModelSpec:
         encoder: of the ViT, or of both of CoTEX; of a timm model its drop path.
         head: of the ViT.
         cotex: masks.
+        mran: of MRAN. clip: the windows that it reads.
         cnn_heads: attention heads of the DAN. cnn_expr: names of its classes. cnn_size: size of its
             images, where it is not `image_size`.
         stop_gradient, freeze_cnn, add_cnn: see `EMMA`.
@@ -54,6 +57,8 @@ class ModelSpec:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     cotex: CoTEXConfig = field(default_factory=CoTEXConfig)
+    mran: MRANConfig = field(default_factory=MRANConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
     cnn_heads: int = 4
     cnn_expr: tuple[str, ...] = ()
     cnn_size: tuple[int, ...] = ()
@@ -100,7 +105,11 @@ def build_model(
         return _build_baseline(spec, generator, published)
     if spec.kind == "dan":
         return CenteredDAN(build_dan(spec, generator), generator)
+    if spec.kind == "mran" and spec.mran.encoder != "vit":
+        return build_mran(spec.mran, spec.image_size, None, generator)
     encoder = build_encoder(spec.encoder, generator)
+    if spec.kind == "mran":
+        return build_mran(spec.mran, spec.image_size, encoder, generator)
     if spec.kind == "cotex":
         second = build_encoder(spec.encoder, generator)
         return CoTEX(encoder, second, spec.cotex, spec.head, len(spec.expr), generator)
@@ -149,6 +158,8 @@ def encoders_of(model: nn.Module) -> list[VisionTransformer]:
     """The ViTs that start from a pretrained encoder."""
     if isinstance(model, CoTEX):
         return [view.encoder for view in model.views]  # type: ignore[misc]
+    if isinstance(model, MRAN):
+        return [model.encoder] if isinstance(model.encoder, VisionTransformer) else []
     return [model.encoder] if isinstance(model, EMMA | FaceViT) else []
 
 
@@ -217,8 +228,10 @@ def spec_from_facts(data: Mapping[str, Any]) -> ModelSpec:
     """The inverse of `dataclasses.asdict`, after a way through JSON."""
     plain = dict(data)
     nested = {"encoder": EncoderConfig, "head": HeadConfig, "cotex": CoTEXConfig}
+    nested |= {"mran": MRANConfig, "clip": ClipConfig}
     for name, kind in nested.items():
-        plain[name] = kind(**plain[name])
+        if name in plain:
+            plain[name] = kind(**plain[name])
     for name in ("expr", "au", "cnn_expr", "cnn_size", "image_size", "mean", "std"):
         plain[name] = tuple(plain.get(name, ()))
     return ModelSpec(**plain)

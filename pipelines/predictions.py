@@ -203,6 +203,16 @@ def build_predictions(
     )
 
 
+def unique_keys(keys: list[str]) -> list[str]:
+    """Keys of joined shard sets: one that was there before gets the number of its row behind it."""
+    seen: set[str] = set()
+    unique = []
+    for row, key in enumerate(keys):
+        unique.append(f"{key}~{row}" if key in seen else key)
+        seen.add(key)
+    return unique
+
+
 def named_split(predictions: Predictions) -> str:
     """The split's name, for a choice that must say where it was made.
 

@@ -38,8 +38,13 @@ class FacePredictor:
         """
         Raises:
             DataError: its faces were aligned to a template that is not known.
-            ConfigError: a device that is not there.
+            ConfigError: a device that is not there, or a model that reads clips.
         """
+        if loaded.spec.kind == "mran":
+            raise ConfigError(
+                "this run's model reads clips of several cameras, not pictures: make clip shards and "
+                "score them with `faceprior evaluate RUN --shards FOLDER`"
+            )
         self.config = config
         self.spec = loaded.spec
         self.rendered = bool(loaded.facts.get("rendered"))

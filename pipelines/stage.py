@@ -113,7 +113,7 @@ def run_stage(config: RunConfig, name: str, build_parts: Callable[[Context], Par
         try:
             processes.together(lambda: run.open(config))
             checkpoint = load_agreed(store, processes)
-            splits = open_splits(config.data, processes)
+            splits = open_splits(config.data, processes, config.data_kind)
             plan = plan_run(config, splits.train, processes)
             saved = {name: file.facts for name, file in checkpoint.files.items()} if checkpoint else {}
             context = Context(config, run, splits, plan, processes, accelerator.device, saved)
@@ -265,7 +265,8 @@ class _Stage:
         count = sum(p.numel() for p in self.parts.model.parameters() if p.requires_grad)
         _say(
             context.processes,
-            f"{config.task}: {count / 1e6:.2f} M trainable parameters, {context.plan.epoch_size} faces"
+            f"{config.task}: {count / 1e6:.2f} M trainable parameters, "
+            f"{context.plan.epoch_size} {config.data_kind}"
             f"{' (rendered)' if context.splits.train.rendered else ''}, {context.plan.total_steps} steps of "
             f"{layout.world_size} process(es) × {layout.batch_size} × {layout.accum_steps} accumulated = "
             f"{layout.global_batch_size}, peak lr {lr:.3g}, {config.train.precision} on {context.device}; "

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pipelines.config import ConfigError, RunConfig, leaves
 from pipelines.models import BASELINES
 
-_VITS = ("emma", "vit", "cotex")
+_VITS = ("emma", "vit", "cotex", "mran")
 _FINETUNED = (*_VITS, *BASELINES, "dan")
 
 # Settings, or groups of them, and the kinds of models that read them; what is not here is read by all.
@@ -21,13 +21,15 @@ READING_KINDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("encoder.name", "encoder.patch_size"), ("mae", *_VITS)),
     **dict.fromkeys(("encoder.embed_dim", "encoder.depth", "encoder.num_heads"), ("mae", *_VITS)),
     "encoder.drop_path_rate": (*_VITS, "timm"),
-    "head": _VITS,
+    "head": ("emma", "vit", "cotex"),
     "head.hidden_dim": ("emma", "vit"),
     "affect": ("emma", "vit", *BASELINES),
     "affect.add_cnn": ("emma",),
     "affect.va_gradient": ("emma",),
     "cotex": ("cotex",),
     "dan": ("dan",),
+    "mran": ("mran",),
+    "clip": ("mran",),
     "baseline": ("timm", "vggface"),
     "optim.layer_decay": (*_VITS, *BASELINES),
     "train.grad_checkpointing": ("mae", *_VITS),

@@ -359,9 +359,10 @@ def write_manifest(
     if not entries or _too_many(len(rejected), num_items, max_quarantined):
         kinds = Counter(reason for _, reason in rejected).most_common(3)
         reasons = ", ".join(f"{count} {reason!r:.60}" for reason, count in kinds)
+        what = "clips" if description["info"]["kind"] == "clips" else "images"
         enough = math.ceil(1000 * len(rejected) / num_items) / 1000
         raise DataError(
-            f"{out}: {len(rejected)} of {num_items} images were left out ({reasons}; all: "
+            f"{out}: {len(rejected)} of {num_items} {what} were left out ({reasons}; all: "
             f"{out / QUARANTINE}). Mend them and build again"
             + (f", or allow it with build.max_quarantined={enough}" if entries else "")
         )

@@ -1,4 +1,7 @@
-"""WebDataset tars as a shard set where they lie, nothing copied; and lost indexes of a build made anew."""
+"""WebDataset tars as a shard set where they lie, nothing copied; and lost indexes of a build made anew.
+
+Tars of clips are known by their members' names (see `shards.frames`).
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from shards.build import QUARANTINE, write_manifest
+from shards.clips import decode_clip_labels
 from shards.files import write_atomic
+from shards.frames import parse_frame
 from shards.index import IndexRow, index_bytes, parse_index
-from shards.labels import AU12, EXPR8, DataError, FaceLabels
+from shards.labels import AU12, EXPR8, ClipLabels, DataError, FaceLabels
 from shards.manifest import INDEXED, NAME, Manifest, ShardEntry, load_manifest, save_manifest
 from shards.reading import Place, TarBytes
 from shards.records import LabelSpace
@@ -41,8 +46,8 @@ def index_tars(tars: Sequence[Path], out: Path, split: str, name: str, licence: 
         name, licence: of the data set.
 
     Raises:
-        DataError: no tars, a tar that cannot be read (see `scan_tar`), a key in two tars, a manifest that is
-            damaged, or what is left of a build whose manifest is missing.
+        DataError: no tars, a tar that cannot be read (see `scan_tar`), a key in two tars, both faces and
+            clips, a manifest that is damaged, or what is left of a build whose manifest is missing.
     """
     if not tars:
         raise DataError(f"{out}: no .tar in it")
@@ -57,6 +62,7 @@ def index_tars(tars: Sequence[Path], out: Path, split: str, name: str, licence: 
     entries: list[ShardEntry] = []
     seen: dict[str, str] = {}
     census = _Census()
+    kinds: dict[str, Path] = {}
     for path in tqdm(sorted(tars), desc=f"index {out}", unit="tar"):
         if path.parent != out:
             raise DataError(f"{path}: the tars of a shard set lie in its folder {out}")
@@ -67,7 +73,10 @@ def index_tars(tars: Sequence[Path], out: Path, split: str, name: str, licence: 
                     f"{path}: sample {row.key!r} is also in {seen[row.key]}: keys must be unique in a set"
                 )
             seen[row.key] = path.name
-        classes = map(census.take, _read_labels(path, scanned.rows))
+        kinds |= {_kind_of(row): path for row in scanned.rows}
+        if len(kinds) > 1:
+            raise DataError(f"{path}: holds both faces and clips, or another tar does: index them apart")
+        classes = map(census.take, _read_labels(path, scanned.rows, *kinds))
         entries.append(_write_index(path, scanned, classes, path.stem + ".idx"))
     space = census.label_space(out)
     entries = [_renumber(out, entry, census.numbers(space)) for entry in entries]
@@ -77,7 +86,7 @@ def index_tars(tars: Sequence[Path], out: Path, split: str, name: str, licence: 
         "info": {
             "name": name,
             "licence": licence,
-            "kind": "faces",
+            "kind": next(iter(kinds)),
             "rendered": census.rendered,
             "label_space": {"expr": space.expr, "au": space.au, "va": space.va},
             "alignment": {},
@@ -105,7 +114,8 @@ def mend_indexes(out: Path) -> Manifest:
             raise DataError(
                 f"{tar}: not the tar that the manifest lists (sha256 differs); restore it or rebuild the set"
             )
-        classes = _classes(_read_labels(tar, scanned.rows), manifest.label_space, f"{tar}")
+        found = _read_labels(tar, scanned.rows, manifest.kind)
+        classes = _classes(found, manifest.label_space, f"{tar}")
         entries.append(_write_index(tar, scanned, classes, entry.index))
     mended = replace(manifest, shards=tuple(entries))
     if mended != manifest:
@@ -135,24 +145,34 @@ def _renumber(out: Path, entry: ShardEntry, numbers: Mapping[int, int]) -> Shard
     return _write_index(out / entry.tar, scanned, (numbers.get(row.expr, -1) for row in rows), entry.index)
 
 
-def _read_labels(tar: Path, rows: Iterable[IndexRow]) -> Iterator[FaceLabels | DataError]:
+def _kind_of(row: IndexRow) -> str:
+    """What a sample is by its members' names: "faces" or "clips"."""
+    return "clips" if any(parse_frame(member[0]) is not None for member in row.members) else "faces"
+
+
+def _read_labels(
+    tar: Path, rows: Iterable[IndexRow], kind: str
+) -> Iterator[FaceLabels | ClipLabels | DataError]:
     """The labels of each sample, or what is wrong with them."""
+    decode = decode_clip_labels if kind == "clips" else decode_labels
     with closing(TarBytes(tar)) as file:
         for row in rows:
             places = [Place(*member) for member in row.members if member[0] == "json"]
             members = file.read_members(places) if places else {}
             try:
-                yield decode_labels(RawSample(row.key, members, f"{tar}: sample {row.key}"))
+                yield decode(RawSample(row.key, members, f"{tar}: sample {row.key}"))
             except DataError as error:
                 yield error
 
 
-def _classes(found: Iterable[FaceLabels | DataError], space: LabelSpace, where: str) -> Iterator[int]:
+def _classes(
+    found: Iterable[FaceLabels | ClipLabels | DataError], space: LabelSpace, where: str
+) -> Iterator[int]:
     """The expressions of a build's samples, numbered by its label space."""
     for labels in found:
         if isinstance(labels, DataError):
             raise labels
-        if labels.expr is None or not space.expr:
+        if isinstance(labels, ClipLabels) or labels.expr is None or not space.expr:
             yield -1
         elif labels.expr in space.expr:
             yield space.expr.index(labels.expr)
@@ -180,7 +200,7 @@ class _Census:
     num_unread: int = 0
     problem: str = ""
 
-    def take(self, labels: FaceLabels | DataError) -> int:
+    def take(self, labels: FaceLabels | ClipLabels | DataError) -> int:
         """Counts one sample; returns the number of its expression, −1 if it has none."""
         if len(self.met) + len(self.au) > _MAX_NAMES:
             labels = DataError(f"more than {_MAX_NAMES} different expressions and action units")
@@ -188,9 +208,12 @@ class _Census:
             self.num_unread += 1
             self.problem = self.problem or str(labels)
             return -1
+        self.rendered |= labels.extra.get("rendered") is True
+        if isinstance(labels, ClipLabels):
+            self.va |= any(value is not None for value in (*labels.valence, *labels.arousal))
+            return -1
         self.au.update(labels.au)
         self.va |= labels.valence is not None or labels.arousal is not None
-        self.rendered |= labels.extra.get("rendered") is True
         if labels.expr is None:
             return -1
         self.met.add(labels.expr)

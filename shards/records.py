@@ -1,6 +1,8 @@
 """The records that pass between a source, the build and the stream.
 
 Source.items(split) -> Item … -> Maker(items) -> Encoded | Rejected … -> tar shards -> FaceSample … -> Batch
+
+Of clips it is ClipSample … -> ClipBatch in the end.
 """
 
 from __future__ import annotations

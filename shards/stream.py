@@ -34,6 +34,7 @@ __all__ = [
     "FaceSample",
     "Labels",
     "Layout",
+    "Stage",
     "check_kind",
     "collate_faces",
     "decode_image",
@@ -48,6 +49,8 @@ __all__ = [
 
 Sample = TypeVar("Sample")
 SomeBatch = TypeVar("SomeBatch")
+Stage = Callable[..., Iterator[Any]]
+"""Takes what the stage before it yields; the first takes nothing."""
 
 
 class Labels(NamedTuple):
@@ -182,7 +185,7 @@ def _stages(
     augment: Callable[[FaceSample], FaceSample],
     batch_size: int,
     with_labels: bool,
-) -> list[Callable[..., Iterator[Any]]]:
+) -> list[Stage]:
     check_kind(shards, "faces")
     return [
         partial(one_by_one, draws),
@@ -203,9 +206,7 @@ def check_kind(shards: ShardSet, wanted: str) -> None:
         raise DataError(f"{shards.folders[0]}: holds {kind}, and this task reads {wanted}: give other shards")
 
 
-def load(
-    stages: Sequence[Callable[..., Iterator[Any]]], num_workers: int = 0, pin_memory: bool = False
-) -> Iterator[Any]:
+def load(stages: Sequence[Stage], num_workers: int = 0, pin_memory: bool = False) -> Iterator[Any]:
     """The stages as one webdataset pipeline, run in loader workers: what the last of them yields, in order.
 
     Args:

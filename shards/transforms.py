@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import math
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import InterpolationMode
@@ -119,12 +121,17 @@ def random_crop(image: torch.Tensor, rng: int, size: tuple[int, int], config: Cr
 
 def _resize_and_cut(image: torch.Tensor, rng: int, size: tuple[int, int], side: int) -> torch.Tensor:
     height, width = size
+    top, left = _place(rng, size, side)
+    return fit(image, (side, side))[:, top : top + height, left : left + width]
+
+
+def _place(rng: int, size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(top, left) of what is cut from a square of `side` pixels."""
+    height, width = size
     if side < max(size):
         raise DataError(f"crop.resize={side} is smaller than the image to cut from it, {height}×{width}")
-    image = fit(image, (side, side))
     draws = keyed.uniforms(rng, "crop", 2)
-    top, left = int(draws[0] * (side - height + 1)), int(draws[1] * (side - width + 1))
-    return image[:, top : top + height, left : left + width]
+    return int(draws[0] * (side - height + 1)), int(draws[1] * (side - width + 1))
 
 
 def color_jitter(image: torch.Tensor, rng: int, config: JitterConfig) -> torch.Tensor:
@@ -166,3 +173,76 @@ def fit(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
         return image
     resized: torch.Tensor = functional.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
     return resized
+
+
+class Cut(NamedTuple):
+    """What is taken of all pictures of a window, whatever their sizes: a box in shares of a picture's sides,
+    and whether it is mirrored."""
+
+    top: float = 0.0
+    left: float = 0.0
+    height: float = 1.0
+    width: float = 1.0
+    flip: bool = False
+
+
+def draw_cut(rng: int, height: int, width: int, size: tuple[int, int], config: CropConfig) -> Cut:
+    """The crop and flip that `random_crop` makes of a picture, as a cut for pictures of any size.
+
+    Args:
+        rng: the sample's random key.
+        height, width: of the picture that decides, pixels.
+        size: (height, width) that will come out.
+        config: ranges.
+
+    Raises:
+        DataError: `config.resize` is smaller than `size`.
+    """
+    flip = bool(keyed.uniforms(rng, "flip", 1)[0] < config.flip)
+    if config.resize is None:
+        top, left, box_height, box_width = crop_box(rng, height, width, config)
+        return Cut(top / height, left / width, box_height / height, box_width / width, flip)
+    side = config.resize
+    top, left = _place(rng, size, side)
+    return Cut(top / side, left / side, size[0] / side, size[1] / side, flip)
+
+
+def cut_image(image: torch.Tensor, cut: Cut, size: tuple[int, int]) -> torch.Tensor:
+    """The cut of one colour picture, to the nearest pixel, resized smoothly.
+
+    Args:
+        image: (3, H, W) uint8.
+        cut: what to take.
+        size: (height, width) that comes out.
+
+    Returns:
+        (3, height, width) uint8.
+    """
+    height, width = image.shape[1:]
+    box_height, box_width = max(1, round(cut.height * height)), max(1, round(cut.width * width))
+    top = min(round(cut.top * height), height - box_height)
+    left = min(round(cut.left * width), width - box_width)
+    image = fit(image[:, top : top + box_height, left : left + box_width], size)
+    return image.flip(2) if cut.flip else image
+
+
+def cut_plane(plane: NDArray[np.float32], cut: Cut, size: tuple[int, int]) -> NDArray[np.float32]:
+    """The cut of one depth or thermal plane: each pixel is the nearest stored one, none is mixed of several.
+
+    Args:
+        plane: (H, W) float32.
+        cut: what to take.
+        size: (height, width) that comes out.
+
+    Returns:
+        (height, width) float32.
+    """
+    rows = _nearest(cut.top, cut.height, plane.shape[0], size[0])
+    columns = _nearest(cut.left, cut.width, plane.shape[1], size[1])
+    return plane[rows[:, None], columns[::-1] if cut.flip else columns]
+
+
+def _nearest(start: float, share: float, side: int, count: int) -> NDArray[np.int64]:
+    """Which stored pixels lie under the centres of `count` new ones."""
+    centres = (start + share * (np.arange(count) + 0.5) / count) * side
+    return np.clip(np.floor(centres + 1e-9), 0, side - 1).astype(np.int64)

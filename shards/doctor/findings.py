@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.labels import FaceLabels
+from shards.labels import ClipLabels, FaceLabels
 from shards.manifest import Manifest
 
 Severity = Literal["error", "warning", "note"]
@@ -75,8 +75,10 @@ class LabelCounts:
         expr: expression -> samples.
         au_positive, au_valid: unit -> samples where it is 1, where it is known.
         num_au: samples with at least one unit labelled.
-        va_map: (20, 20) samples by arousal (row, from −1 up) and valence (column, from −1 up).
-        num_va: samples with both valence and arousal; num_half_va: with one of them.
+        va_map: (20, 20) samples (of clips: frames) by arousal (row, from −1 up) and valence (column, from −1
+            up).
+        num_va: samples with both valence and arousal; num_half_va: with one of them (of clips: in no frame
+            both).
         num_identity: samples that say who it is.
         num_bare: samples without any label.
     """
@@ -109,6 +111,18 @@ class LabelCounts:
         self.num_identity += labels.identity is not None
         known = (labels.expr, labels.valence, labels.arousal, labels.identity, labels.group)
         self.num_bare += not labels.au and all(value is None for value in known)
+
+    def observe_clip(self, labels: ClipLabels) -> None:
+        """Counts one clip as one sample; only the map of valence and arousal counts its frames."""
+        self.num_samples += 1
+        pairs = [(v, a) for v, a in zip(labels.valence, labels.arousal) if v is not None and a is not None]
+        for valence, arousal in pairs:
+            self.va_map[_va_bin(arousal), _va_bin(valence)] += 1
+        any_label = any(value is not None for value in (*labels.valence, *labels.arousal))
+        self.num_va += bool(pairs)
+        self.num_half_va += any_label and not pairs
+        self.num_identity += labels.identity is not None
+        self.num_bare += not any_label and labels.identity is None and labels.group is None
 
     def merge(self, other: LabelCounts) -> None:
         """Adds the counts of other samples."""

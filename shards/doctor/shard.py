@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import transforms
+from shards.clips import decode_clip_labels
 from shards.doctor.findings import Finding, LabelCounts, Notebook
 from shards.doctor.looks import THUMB, Look, look_at
 from shards.files import sha256_file
-from shards.frames import IMAGE_EXTENSIONS
+from shards.frames import IMAGE_EXTENSIONS, decode_plane, parse_frame
 from shards.index import Index, IndexRow, parse_index
-from shards.labels import DataError, FaceLabels
+from shards.labels import ClipLabels, DataError, FaceLabels
 from shards.manifest import ShardEntry
 from shards.reading import MemberError, Place, TarBytes
 from shards.records import LabelSpace
@@ -193,7 +194,10 @@ def _examine_samples(
                 continue
             sample = RawSample(row.key, members, f"sample {row.key}")
             sound = _examine_images(job.kind, sample, row, record, i, book)
-            sound &= _examine_labels(job.space, sample, row.expr if indexed else None, record, book)
+            if job.kind == "clips":
+                sound &= _examine_clip_labels(sample, record, book)
+            else:
+                sound &= _examine_labels(job.space, sample, row.expr if indexed else None, record, book)
             record.num_damaged += not sound
 
 
@@ -214,19 +218,28 @@ def _read_members(file: TarBytes, row: IndexRow, book: Notebook) -> dict[str, by
 def _examine_images(
     kind: str, sample: RawSample, row: IndexRow, record: ShardRecord, number: int, book: Notebook
 ) -> bool:
-    """Decodes the image (of a clip: every frame); True if nothing is wrong."""
-    names = [name for name in sample.members if name.rpartition(".")[2] in IMAGE_EXTENSIONS]
-    if kind == "faces":
-        names = [name for name in IMAGE_EXTENSIONS if name in sample.members][:1]
+    """Decodes the image (of a clip: every frame of every modality); True if nothing is wrong.
+
+    Sizes and looks are those of colour pictures, the look that of a clip's first.
+    """
+    names = [name for name in IMAGE_EXTENSIONS if name in sample.members][:1]
+    wanted: Sequence[str] = IMAGE_EXTENSIONS
+    if kind == "clips":
+        names = [name for name in sample.members if parse_frame(name) is not None]
+        wanted = ("color.0000.jpg", "depth.0000.png", "thermal.0000.png, …")
     if not names:
-        text = f"no image member (looked for {', '.join(IMAGE_EXTENSIONS)})"
+        text = f"no image member (looked for {', '.join(wanted)})"
         remedy = "leave the sample out and build the set again"
         book.add_sample("error", "no image member", sample.key, text, remedy)
         return False
     for name in names:
+        frame = parse_frame(name)
         try:
+            if frame is not None and frame.modality != "color":
+                decode_plane(sample.members[name], f"member {name}")
+                continue
             image = transforms.decode(sample.members[name], f"member {name}")
-            look = look_at(image) if name == names[0] else None
+            look = look_at(image) if not record.pictures[number]["seen"] else None
         except Exception as error:  # decoders of hostile bytes raise many kinds; each is this sample's damage
             remedy = "mend or leave out the source's image and build the set again"
             book.add_sample("error", "image cannot be decoded", sample.key, _after(str(error), ""), remedy)
@@ -271,7 +284,26 @@ def _examine_labels(
     return True
 
 
-def _note_people(labels: FaceLabels, key: str, record: ShardRecord) -> None:
+def _examine_clip_labels(sample: RawSample, record: ShardRecord, book: Notebook) -> bool:
+    """Reads and counts a clip's labels, and holds its frames against them; True if nothing is wrong."""
+    remedy = "mend the source's labels and build the set again"
+    try:
+        labels = decode_clip_labels(sample)
+    except DataError as error:
+        text = _after(str(error), sample.where)
+        book.add_sample("error", "labels not valid", sample.key, text, remedy)
+        return False
+    record.labels.observe_clip(labels)
+    _note_people(labels, sample.key, record)
+    last = max((frame.frame for frame in map(parse_frame, sample.members) if frame is not None), default=0)
+    if last >= labels.num_frames:
+        text = f"has a frame {last}, though its labels say that it ends with frame {labels.num_frames - 1}"
+        book.add_sample("error", "more frames than labels", sample.key, text, remedy)
+        return False
+    return True
+
+
+def _note_people(labels: FaceLabels | ClipLabels, key: str, record: ShardRecord) -> None:
     named: Mapping[str, dict[str, str]] = {"identity": record.identities, "group": record.groups}
     for name, seen in named.items():
         value = getattr(labels, name)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from shards.render.constants import ZERO_CELSIUS_CK
+from shards.frames import ZERO_CELSIUS_CK
 from shards.render.geometry import Float32
 
 UInt8 = NDArray[np.uint8]

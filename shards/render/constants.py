@@ -214,5 +214,48 @@ AROUSED_EYES_C: Final = 0.5
 BREATH_C: Final = 0.35
 EMISSIVITY: Final = 0.98
 GRAZING_EMISSIVITY_LOSS: Final = 0.10
-ZERO_CELSIUS_CK: Final = 27315
-"""0 degrees Celsius in centi-kelvin."""
+
+# --- Clips (seconds, Hz; shares of the frame's side) ----------------------------------------------
+
+CLIPS_VERSION: Final = 1
+"""As `RENDERER_VERSION`, of what clips add to the faces."""
+
+HOLD_S: Final = (0.8, 2.4)
+CHANGE_S: Final = (0.3, 0.9)
+"""How long an expression is held, and how long one takes to become the next (onset, offset)."""
+
+TALK_RATE: Final = 0.4
+TALK_S: Final = (0.8, 2.5)
+TALK_HZ: Final = (1.5, 3.5)
+"""How many clips have somebody talk, for how long, and how fast the jaw goes."""
+
+BLINK_HZ: Final = 0.3
+BLINK_S: Final = 0.35
+GAZE_S: Final = (0.4, 1.6)
+BREATH_HZ: Final = (0.2, 0.3)
+
+AUTONOMIC_CHANGE_S: Final = (1.0, 3.0)
+AUTONOMIC_LAG_S: Final = 0.6
+"""How long the autonomic state takes to change, and how long after it the skin shows it."""
+
+AUTONOMIC_GAIN: Final = 2.5
+"""How many times as strongly as by `AROUSED_NOSE_C` and `AROUSED_EYES_C` the skin of a clip shows the full
+state: a small set must show plainly what it is to teach."""
+
+AROUSAL_FROM_UNITS: Final = 0.6
+AROUSAL_FROM_AUTONOMIC: Final = 0.4
+"""arousal = first * (what `actions.affect` says of the units) + second * (2 * autonomic state - 1)."""
+
+TRACKER_JITTER: Final = 0.6
+"""Standard deviation of a landmark's error in a tracked clip, pixels of a 112 frame; it wanders smoothly."""
+
+DARK_SHARE: Final = 0.3
+DARK_EXPOSURE: Final = (0.01, 0.05)
+DARK_NOISE: Final = (8.0, 14.0)
+"""Fraction of clips whose colour is dark; factor on their exposure; noise, as `Camera.noise`."""
+
+THERMAL_SHARE: Final = 0.5
+"""Side of the thermal camera's pictures as a fraction of the others'."""
+
+MISREGISTRATION: Final = 0.008
+"""Standard deviation of the shift between cameras, in x and y, constant in a clip."""

@@ -6,11 +6,10 @@ its bytes are the same. People never cross splits.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,30 +20,24 @@ from shards.records import Encoded, Item, Maker, SourceInfo, canonical_json, eac
 from shards.render import constants as c
 from shards.render.actions import Expression, draw_expression
 from shards.render.camera import draw_camera
-from shards.render.head import Head, build_head
+from shards.render.head import Head
+from shards.render.people import (
+    LICENCE,
+    People,
+    Ref,
+    build_person,
+    check_counts,
+    identity_name,
+    num_people,
+    refs,
+)
 from shards.render.picture import DEFAULT_MARGIN, Picture, View, render
 from shards.render.scene import Frame, Scene, draw_frame, draw_scene, scene_to_json
 from shards.sources.splits import SPLITS
 from shards.template import template_geometry
 
-LICENCE = "rendered faces of people who do not exist; head mesh CC0 (MakeHuman community); pictures CC0"
-
-_BLOCK = 16
-"""Identities that take turns: neighbours in the data set differ, and this many heads are kept at a time."""
-
-_HEADS = 2**20
-"""Added to a split's number where the key is a person's and not a sample's."""
-
 _DETECTOR_NOISE = 1.2
 """Standard deviation of a landmark's error in pixels of a 112 frame."""
-
-
-class Ref(NamedTuple):
-    """What the maker needs to know of a sample: its split's number, its own, its person's."""
-
-    split: int
-    sample: int
-    identity: int
 
 
 def draw_labels(seed: int, split: int, sample: int, identity: str) -> tuple[Expression, FaceLabels]:
@@ -96,13 +89,7 @@ class RenderedFaces:
     margin: float = DEFAULT_MARGIN
 
     def __post_init__(self) -> None:
-        if (
-            min(self.num_train, self.num_val, self.num_test) < 0
-            or self.num_train + self.num_val + self.num_test < 1
-        ):
-            raise ValueError(f"numbers of samples must be positive, got {self._counts()}")
-        if self.num_identities < 1:
-            raise ValueError(f"num_identities must be at least 1, got {self.num_identities}")
+        check_counts(self._counts(), self.num_identities)
         if not 32 <= self.size <= 512:
             raise ValueError(f"size must be 32 to 512 pixels, got {self.size}")
 
@@ -136,9 +123,7 @@ class RenderedFaces:
 
     def people(self, split: str) -> int:
         """How many identities the split has."""
-        counts = self._counts()
-        reference = self.num_train or max(counts.values())
-        return max(1, min(counts[split], round(counts[split] * self.num_identities / reference)))
+        return num_people(self._counts(), split, self.num_identities)
 
     def items(self, split: str) -> Sequence[Item]:
         """All samples of one split; the people of a block take turns.
@@ -146,48 +131,22 @@ class RenderedFaces:
         Raises:
             ValueError: there is no such split.
         """
-        if split not in self.splits():
-            raise ValueError(f"no split {split!r}; there are {list(self.splits())}")
-        number, count, people = SPLITS.index(split), self._counts()[split], self.people(split)
-        turns = -(-count // people)
-        order = [
-            person
-            for first in range(0, people, _BLOCK)
-            for _ in range(turns)
-            for person in range(first, min(first + _BLOCK, people))
-        ]
-        # Where the count does not divide, the excess is taken from the last turns of the first people.
-        excess = len(order) - count
-        if excess:
-            seen: dict[int, int] = {}
-            kept = []
-            for person in order:
-                seen[person] = seen.get(person, 0) + 1
-                if seen[person] < turns or person >= excess:
-                    kept.append(person)
-            order = kept
-        return [
-            Item(f"{split}-{sample:07d}", Ref(number, sample, person)) for sample, person in enumerate(order)
-        ]
+        found = refs(self._counts(), split, self.num_identities)
+        return [Item(f"{split}-{ref.sample:07d}", ref) for ref in found]
 
     def open_maker(self) -> Maker:
         """Renders runs of items; keeps the heads of one block."""
-        heads: OrderedDict[tuple[int, int], Head] = OrderedDict()
+        people = People(self.seed)
 
         def make_one(item: Item) -> Encoded:
             ref = Ref(*item.ref)
-            person = (ref.split, ref.identity)
-            if person not in heads:
-                heads[person] = self.head(ref)
-                if len(heads) > _BLOCK:
-                    heads.popitem(last=False)
-            return self._encode(item.key, ref, heads[person])
+            return self._encode(item.key, ref, people.head(ref))
 
         return each(make_one)
 
     def head(self, ref: Ref) -> Head:
         """The person of one sample."""
-        return build_head(generator(sample_key(self.seed, _HEADS + ref.split, ref.identity), "head"))
+        return build_person(self.seed, ref)
 
     def draw(self, ref: Ref, head: Head, expression: Expression) -> tuple[Frame, Scene, Picture, int]:
         """Frame, scene, picture (colour alone) and JPEG quality of one sample."""
@@ -201,8 +160,7 @@ class RenderedFaces:
         return frame, scene, picture, camera.quality
 
     def _encode(self, key: str, ref: Ref, head: Head) -> Encoded:
-        identity = f"{SPLITS[ref.split]}-{ref.identity:05d}"
-        expression, labels = draw_labels(self.seed, ref.split, ref.sample, identity)
+        expression, labels = draw_labels(self.seed, ref.split, ref.sample, identity_name(ref))
         frame, scene, picture, quality = self.draw(ref, head, expression)
         data: dict[str, Any] = labels.to_json()
         data["extra"] |= {

@@ -52,8 +52,9 @@ class Frame:
         units: (17,) intensities 0..1, order of `constants.UNITS`. asymmetry: (17,) left minus right,
             fraction.
         pose, light: see there. gaze: right and up, as sines. distance: camera to eyes, dm.
-        autonomic: 0..1 arousal of the skin's blood flow, seen by the thermal camera alone (nose tip cools,
-            eye region warms); the caller lets it lag. breath: -1 in .. 1 out.
+        autonomic: arousal of the skin's blood flow, 1 for the change that the constants state, seen by the
+            thermal camera alone (nose tip cools, eye region warms); the caller lets it lag. breath: -1 in ..
+            1 out.
     """
 
     units: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(c.UNITS)))

@@ -1,20 +1,24 @@
-"""Pictures for people: expressions, identities, action units, depth and heat on one sheet."""
+"""Pictures for people: expressions, identities, action units, depth and heat on one sheet; clips on one."""
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from shards.frames import ZERO_CELSIUS_CK
 from shards.keyed import generator, sample_key
 from shards.labels import AU12, EXPR8
-from shards.render import constants as c
 from shards.render.actions import prototype, unit_vector
 from shards.render.camera import CLEAN, UInt8, UInt16, draw_camera
+from shards.render.clips import RenderedClips
 from shards.render.head import build_head
 from shards.render.picture import View, render
 from shards.render.scene import Frame, Scene, draw_frame, draw_scene
 
 _CAPTION = 14
+_CURVES = 72
+_CURVE_COLOURS = {"valence": (20, 90, 200), "arousal": (205, 60, 30), "autonomic": (150, 150, 150)}
 _SHEET_EPOCH = 2**21
 """Keeps the sheet's people and scenes apart from the data set's."""
 
@@ -33,7 +37,7 @@ def depth_colours(depth: UInt16) -> UInt8:
 
 def thermal_colours(thermal: UInt16) -> UInt8:
     """(H, W, 3): 22 degrees Celsius black, through purple and orange, to 37 yellow-white."""
-    celsius = (thermal.astype(np.float32) - c.ZERO_CELSIUS_CK) / 100
+    celsius = (thermal.astype(np.float32) - ZERO_CELSIUS_CK) / 100
     stops = np.linspace(22, 37, 6)
     red, green, blue = np.array(
         [(0, 0, 8), (60, 10, 90), (150, 30, 100), (225, 80, 50), (252, 170, 40), (255, 250, 190)], np.float64
@@ -93,3 +97,48 @@ def contact_sheet(
                 sheet.paste(Image.fromarray(picture.color), (column * size, top + _CAPTION + row * size))
         top += _CAPTION + 2 * size
     return sheet
+
+
+def clip_sheet(
+    clips: RenderedClips, split: str = "train", first: int = 0, num_clips: int = 4, num_times: int = 8
+) -> Image.Image:
+    """Clips of the data set, one below the other.
+
+    Of each: a caption, then rows of colour, depth and thermal at evenly spread times, then its valence,
+    arousal and autonomic state from -1 (bottom) to 1 over all its frames.
+
+    Returns:
+        RGB, `num_times` * (size of the clips) wide.
+    """
+    size, width = clips.size, num_times * clips.size
+    height = _CAPTION + 3 * size + _CURVES
+    sheet = Image.new("RGB", (width, num_clips * height), (245, 245, 245))
+    for row, item in enumerate(clips.items(split)[first : first + num_clips]):
+        head, motion, top = clips.head(item.ref), clips.motion(item.ref), row * height
+        setting = clips.setting(item.ref, head)
+        _caption(sheet, (item.key + (", dark" if setting.dark else ""),), top, 2 * size)
+        shots = list(clips.shots(item.ref, head, motion, setting))
+        for column, number in enumerate(np.linspace(0, len(shots) - 1, num_times).round().astype(int)):
+            shot = shots[number]
+            for line, picture in enumerate(
+                (shot.color, depth_colours(shot.depth), thermal_colours(shot.thermal))
+            ):
+                tile = Image.fromarray(picture).resize((size, size), Image.Resampling.NEAREST)
+                sheet.paste(tile, (column * size, top + _CAPTION + line * size))
+        valence, arousal = motion.affect()
+        curves = {"valence": valence, "arousal": arousal, "autonomic": 2 * motion.autonomic - 1}
+        sheet.paste(_curves(curves, width), (0, top + _CAPTION + 3 * size))
+    return sheet
+
+
+def _curves(values: dict[str, NDArray[np.float64]], width: int) -> Image.Image:
+    """Curves in [-1, 1] over the width, each with its name in its colour."""
+    image = Image.new("RGB", (width, _CURVES), (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+    draw.line((0, _CURVES / 2, width, _CURVES / 2), fill=(225, 225, 225))
+    for place, (name, curve) in enumerate(values.items()):
+        x = (np.arange(len(curve)) + 0.5) * width / len(curve)
+        y = (1 - curve) / 2 * (_CURVES - 1)
+        draw.line(np.stack([x, y], axis=1).ravel().tolist(), fill=_CURVE_COLOURS[name], width=2)
+        draw.text((4 + 70 * place, 2), name, fill=_CURVE_COLOURS[name])
+    return image

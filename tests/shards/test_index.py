@@ -79,3 +79,9 @@ def test_rows_are_what_the_index_was_made_of() -> None:
     assert index_bytes("x.tar", 10240, "ab" * 32, index.rows()) == index_bytes(
         "x.tar", 10240, "ab" * 32, ROWS
     )
+
+
+def test_more_members_than_can_be_counted_are_refused() -> None:
+    rows = [IndexRow("k", [(f"color.{i:04d}.jpg", i, 1, 0) for i in range(70_000)])]
+    with pytest.raises(DataError, match=r"t\.tar: a sample of 70000 members.*cut long recordings"):
+        index_bytes("t.tar", 70_000, "0" * 64, rows)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from shards.clips import clip_eval_batches
+from shards.config import ClipConfig
 from shards.indexing import index_tars
 from shards.labels import AU12, EXPR8, DataError
 from shards.manifest import load_manifest
@@ -15,6 +17,7 @@ from shards.records import LabelSpace
 from shards.shardset import open_shards
 from shards.stream import eval_batches
 from tests.shards.faces import build_smooth, smooth_jpeg
+from tests.shards.made_clips import made_clips
 from tests.shards.sources.layouts import write_tar
 
 
@@ -154,4 +157,28 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * 32)
     (tmp_path / "0.tar").write_bytes(bytes(header) + data[512:])
     with pytest.raises(DataError, match="is not UTF-8"):
+        index(tmp_path)
+
+
+def test_clips_are_known_by_their_members(tmp_path: Path) -> None:
+    """Indexed where they lie, and with lost indexes of a build made anew."""
+    train = made_clips(tmp_path / "set", counts={"train": 8}) / "train"
+    before = contents(train)
+    (train / "clips-000000.idx").unlink()
+    index(train)
+    assert contents(train) == before
+    for path in train.iterdir():
+        if path.suffix != ".tar":
+            path.unlink()
+    assert index(train) == LabelSpace((), (), True)
+    shards = open_shards(str(train), "train")
+    assert load_manifest(train).kind == "clips" and shards.expr.tolist() == [-1] * 8
+    (batch,) = clip_eval_batches(shards, 1, (24, 24), ClipConfig(num_frames=14, stride=14), samples=[3])
+    assert batch.keys == ["train-003"] and all(valid.all() for valid in batch.valid.values())
+
+
+def test_faces_and_clips_are_not_indexed_together(tmp_path: Path) -> None:
+    web(tmp_path, {"expr": "fear"})
+    write_tar(tmp_path / "1.tar", {"a.color.0000.jpg": smooth_jpeg(0), "a.json": "{}"})
+    with pytest.raises(DataError, match=r"1\.tar: holds both faces and clips"):
         index(tmp_path)

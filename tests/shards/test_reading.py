@@ -71,3 +71,23 @@ def test_a_set_says_which_sample_is_damaged(tmp_path: Path, monkeypatch: pytest.
     failing(monkeypatch, after=0, times=2, how="flip")
     with pytest.raises(DataError, match=r"sample train-0002: member jpg at byte .* is damaged"):
         shards.read(2)
+
+
+def test_what_lies_far_apart_is_read_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours in one read, whatever their order; what lies between distant members is not touched."""
+    data = bytes(range(256)) * 4096
+    (tmp_path / "x.tar").write_bytes(data)
+    spans = {"b": (900_000, 50), "a": (100, 700), "c": (1000, 50)}
+    places = [Place(name, at, size, zlib.crc32(data[at : at + size])) for name, (at, size) in spans.items()]
+    asked: list[tuple[int, int]] = []
+    read = TarBytes.read
+
+    def noted(self: TarBytes, offset: int, size: int) -> bytes:
+        asked.append((offset, size))
+        return read(self, offset, size)
+
+    monkeypatch.setattr(TarBytes, "read", noted)
+    found = TarBytes(tmp_path / "x.tar").read_members(places)
+    assert list(found) == ["b", "a", "c"] and asked == [(100, 950), (900_000, 50)]
+    assert all(found[name] == data[at : at + size] for name, (at, size) in spans.items())
+    assert TarBytes(tmp_path / "x.tar").read_members([]) == {}

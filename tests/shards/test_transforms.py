@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from shards import transforms
 from shards.align import decode as align_decode
 from shards.config import CropConfig, JitterConfig
 from shards.labels import DataError
@@ -149,3 +150,31 @@ def test_on_the_command_line_it_is_one_line_of_text() -> None:
     config = pytest.importorskip("pipelines.config")
     with pytest.raises(config.ConfigError, match=r"^jitter\.hue=0\.7: must be from 0 to 0\.5$"):
         config.load_config("", ["jitter.hue=0.7"])
+
+
+@pytest.mark.parametrize("crop", [CropConfig(scale_min=0.3), CropConfig(resize=40)])
+def test_the_cut_of_a_window_is_the_crop_of_a_picture(crop: CropConfig) -> None:
+    """Of the size that decides to the pixel; of twice that size in the same place."""
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 40), dtype=np.uint8))
+    for key in range(40):
+        cut = transforms.draw_cut(key, 40, 40, (16, 16), crop)
+        wanted = transforms.random_crop(pixels, key, (16, 16), crop)
+        one = transforms.cut_image(pixels, cut, (16, 16))
+        assert (one.int() - wanted.int()).abs().max() <= 1
+        large = pixels.repeat_interleave(2, 1).repeat_interleave(2, 2)
+        plane = pixels[0].numpy().astype(np.float32)
+        twice = transforms.cut_plane(large[0].numpy().astype(np.float32), cut, (16, 16))
+        np.testing.assert_array_equal(twice, transforms.cut_plane(plane, cut, (16, 16)))
+        if crop.resize:
+            np.testing.assert_array_equal(twice, one[0].numpy())
+
+
+def test_without_a_cut_pictures_and_planes_are_whole() -> None:
+    plane = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.testing.assert_array_equal(transforms.cut_plane(plane, transforms.Cut(), (3, 4)), plane)
+    mirrored = transforms.cut_plane(plane, transforms.Cut(flip=True), (3, 4))
+    np.testing.assert_array_equal(mirrored, plane[:, ::-1])
+    image = torch.arange(36, dtype=torch.uint8).reshape(3, 3, 4)
+    assert torch.equal(transforms.cut_image(image, transforms.Cut(), (3, 4)), image)
+    with pytest.raises(DataError, match=r"crop\.resize=8 is smaller"):
+        transforms.draw_cut(0, 40, 40, (16, 16), CropConfig(resize=8))

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from shards.frames import ZERO_CELSIUS_CK
 from shards.keyed import generator, sample_key
 from shards.labels import AU12
 from shards.records import Encoded
 from shards.render import RenderedFaces
-from shards.render import constants as c
 from shards.render.actions import draw_expression, unit_vector
 from shards.render.camera import draw_camera
 from shards.render.geometry import Similarity, fit_similarity
@@ -112,7 +112,7 @@ def test_depth_is_in_millimetres_and_holes_are_zero(heads: list[Head], resting: 
 def test_skin_is_warm_and_the_room_is_not(resting: list[Picture]) -> None:
     for picture in resting:
         assert picture.thermal is not None
-        celsius = (picture.thermal.astype(np.float64) - c.ZERO_CELSIUS_CK) / 100
+        celsius = (picture.thermal.astype(np.float64) - ZERO_CELSIUS_CK) / 100
         assert picture.thermal.dtype == np.uint16
         assert celsius[0, 0] == pytest.approx(Scene().room_c, abs=0.05)
         assert 31 < np.median(celsius[40:90, 35:77]) < 36
