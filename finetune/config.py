@@ -120,6 +120,9 @@ class MRANConfig:
         dim: channels of every modality's features.
         hidden_dim: channels of the LSTMs' states.
         volume_dims: channels of the 3-D convolutions, one block each.
+        readout: of the last block's maps: "mean" over places, or "flat" (each place projected to
+            `readout_dim`, all of them side by side), which keeps where something is.
+        readout_dim: numbers for each place of "flat".
         temporal: over the pooled frames: "none", "gru" or "tcn", which see the whole window, both ways.
         modality_dropout: share of clips that lose a guiding modality in training, each by itself; all may go.
         frame_dropout: share of colour frames that are lost in training.
@@ -134,6 +137,8 @@ class MRANConfig:
     dim: int = 64
     hidden_dim: int = 64
     volume_dims: tuple[int, ...] = (64, 128)
+    readout: str = "mean"
+    readout_dim: int = 8
     temporal: str = "none"
     modality_dropout: float = 0.2
     frame_dropout: float = 0.0
@@ -146,6 +151,7 @@ class MRANConfig:
             "encoder": ("vit", "inception", "conv"),
             "guidance": ("gate", "map", "early", "late", "none"),
             "stem": ("conv", "patch"),
+            "readout": ("mean", "flat"),
             "temporal": ("none", "gru", "tcn"),
             "loss": ("ccc", "mse"),
         }
@@ -165,10 +171,11 @@ class MRANConfig:
             )
         if self.guided and self.stem == "patch" and self.encoder != "vit":
             raise ValueError(f"mran.stem=patch starts as a ViT's, and mran.encoder={self.encoder}: use conv")
-        if min(self.dim, self.hidden_dim, *self.volume_dims) < 2 or not self.volume_dims:
+        if min(self.dim, self.hidden_dim, self.readout_dim, *self.volume_dims) < 2 or not self.volume_dims:
             raise ValueError(
-                f"mran.dim={self.dim}, mran.hidden_dim={self.hidden_dim}, mran.volume_dims="
-                f"{list(self.volume_dims)}: at least one block, and 2 channels everywhere"
+                f"mran.dim={self.dim}, mran.hidden_dim={self.hidden_dim}, mran.readout_dim="
+                f"{self.readout_dim}, mran.volume_dims={list(self.volume_dims)}: at least one block, and 2 "
+                "channels everywhere"
             )
         for name in ("modality_dropout", "frame_dropout"):
             if not 0 <= getattr(self, name) < 1:

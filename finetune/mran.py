@@ -33,6 +33,8 @@ from pretrain.encoder import VisionTransformer
 from shards import keyed
 
 _DILATIONS = (1, 2, 4, 8)
+_HEAD_START = 0.1
+"""Of Xavier's weights: values start near 0, where tanh is steep, and not here and there at its ends."""
 
 
 class MRANOutput(NamedTuple):
@@ -77,9 +79,13 @@ class MRAN(nn.Module):
         self.attention_lstm = ConvLSTM(config.dim, config.hidden_dim, generator=generator)
         self.attend = _silent(config.hidden_dim, 1, generator)
         self.volume = VolumeBlocks(config.dim, config.volume_dims, generator)
-        num_features = config.volume_dims[-1]
+        self.readout = MapReadout(config, self.volume.grid_of(color.grid), generator)
+        num_features = self.readout.num_features
         self.temporal = build_temporal(config.temporal, num_features, generator)
         self.head = build_head(num_features, 2, 0, generator)
+        last = self.head[-1]
+        assert isinstance(last, nn.Linear)
+        last.weight.data.mul_(_HEAD_START)
         if config.guided:
             self.guide = Guide(color, config, image_size, generator)
         if config.guidance in ("gate", "early"):
@@ -122,7 +128,7 @@ class MRAN(nn.Module):
         if kind == "map":
             scores = scores + _by_frame(self.guide_attend, guidance)
         attention = spatial_attention(scores[:, :, 0])
-        pooled = self.volume(attention[:, :, None] * features)
+        pooled = self.readout(self.volume(attention[:, :, None] * features))
         if kind == "late":
             pooled = pooled + self.guide_join(guidance.mean(dim=(3, 4)))
         return MRANOutput(torch.tanh(self.head(self.temporal(pooled)).float()), attention)
@@ -209,7 +215,7 @@ class Guide(nn.Module):
 
 
 class VolumeBlocks(nn.Module):
-    """3-D convolutions over boosted features, then the mean over places.
+    """3-D convolutions over boosted features.
 
     The time step stays 1; between blocks the maps are halved. GroupNorm goes frame by frame, so that how long
     a window is does not change what is made of a frame.
@@ -230,13 +236,46 @@ class VolumeBlocks(nn.Module):
             self.norms.append(nn.GroupNorm(2 if dim_out % 2 == 0 else 1, dim_out))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, T, dim, h, w) -> (B, T, dims[-1])."""
+        """(B, T, dim, h, w) -> (B, T, dims[-1], …) on `grid_of` (h, w)."""
         for number, (convolution, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             if number:
                 features = _by_frame(_halve, features)
             volume = convolution(features.transpose(1, 2)).transpose(1, 2)
             features = F.relu(_by_frame(norm, volume))
-        return features.mean(dim=(3, 4))
+        return features
+
+    def grid_of(self, grid: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of what `forward` gives for features of height and width `grid`."""
+        height, width = grid
+        for _ in range(len(self.convs) - 1):
+            height, width = -(-height // 2), -(-width // 2)
+        return height, width
+
+
+class MapReadout(nn.Module):
+    """Maps -> one row of features a frame: the mean over places, or every place's own few numbers.
+
+    Args:
+        config: readout, readout_dim, and the maps' channels, the last of volume_dims.
+        grid: (h, w) of the maps.
+        generator: source of the initial weights (Xavier); None draws from torch's own.
+
+    Attributes:
+        num_features: D.
+    """
+
+    def __init__(
+        self, config: MRANConfig, grid: tuple[int, int], generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.num_features, self.flat = config.volume_dims[-1], config.readout == "flat"
+        if self.flat:
+            self.project = _projection(self.num_features, config.readout_dim, generator)
+            self.num_features = config.readout_dim * grid[0] * grid[1]
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(B, T, C, h, w) -> (B, T, D)."""
+        return _by_frame(self.project, maps).flatten(2) if self.flat else maps.mean(dim=(3, 4))
 
 
 class GRUHead(nn.Module):

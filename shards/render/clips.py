@@ -88,12 +88,12 @@ class RenderedClips:
         size: of the frame, pixels. margin: see `View`.
     """
 
-    num_train: int = 360
-    num_val: int = 60
-    num_test: int = 60
-    num_identities: int = 180
+    num_train: int = 240
+    num_val: int = 40
+    num_test: int = 40
+    num_identities: int = 120
     seed: int = 0
-    num_frames: int = 32
+    num_frames: int = 24
     fps: float = 10.0
     size: int = 64
     margin: float = DEFAULT_MARGIN

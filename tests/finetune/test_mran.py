@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from finetune.baselines import load_weights
 from finetune.config import MRANConfig
-from finetune.mran import MRAN, MRANOutput, VolumeBlocks, build_mran, spatial_attention
+from finetune.mran import MRAN, MapReadout, MRANOutput, VolumeBlocks, build_mran, spatial_attention
 from finetune.mran_maps import ConvMap, ConvStem, InceptionMap, PatchStem, ViTMap
 from pretrain.encoder import encode
 from shards.clips import ClipBatch
@@ -59,6 +59,8 @@ def test_every_frame_gets_values_in_range_and_every_parameter_a_gradient(guidanc
         {"modalities": ("thermal",)},
         {"temporal": "gru"},
         {"temporal": "tcn"},
+        {"readout": "flat", "readout_dim": 2},
+        {"readout": "flat", "readout_dim": 3, "guidance": "late", "temporal": "gru"},
         {"encoder": "vit", "stem": "patch"},
         {"encoder": "vit", "tuned_blocks": 1, "guidance": "map"},
     ],
@@ -405,6 +407,16 @@ def test_guidance_speaks_from_the_past_alone_to_attention(guidance: str) -> None
 
 
 @torch.no_grad()
+def test_places_side_by_side_tell_what_the_mean_over_them_cannot() -> None:
+    maps = torch.rand(1, 1, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    for readout, tells in (("mean", False), ("flat", True)):
+        config = MRANConfig(volume_dims=(4,), readout=readout, readout_dim=2)
+        module = MapReadout(config, (3, 5), random(0))
+        one, other = module(maps), module(maps.flip(4))
+        assert one.shape == (1, 1, module.num_features) and module.num_features == (30 if tells else 4)
+        assert torch.allclose(one, other) is not tells
+
+
 def test_a_clip_does_not_depend_on_its_batch() -> None:
     model = tiny_mran().eval()
     torch.testing.assert_close(
