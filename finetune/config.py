@@ -54,7 +54,7 @@ class AffectConfig:
             raise ValueError(f"affect.au_pos_weight={list(self.au_pos_weight)}: weights must be above 0")
         if self.released and self.au_pos_weight:
             raise ValueError(
-                "affect.au_pos_weight is set and affect.preset=released has weights of its own: drop one"
+                "affect.preset=released has weights of its own: with it, set affect.au_pos_weight=[]"
             )
 
     @property

@@ -228,10 +228,11 @@ def spec_from_facts(data: Mapping[str, Any]) -> ModelSpec:
     """The inverse of `dataclasses.asdict`, after a way through JSON."""
     plain = dict(data)
     nested = {"encoder": EncoderConfig, "head": HeadConfig, "cotex": CoTEXConfig}
-    nested |= {"mran": MRANConfig, "clip": ClipConfig}
     for name, kind in nested.items():
-        if name in plain:
-            plain[name] = kind(**plain[name])
+        plain[name] = kind(**plain[name])
+    later = {"mran": MRANConfig, "clip": ClipConfig}  # models saved before there was video say nothing of it
+    for name, kind in later.items():
+        plain[name] = kind(**plain.get(name, {}))
     for name in ("expr", "au", "cnn_expr", "cnn_size", "image_size", "mean", "std"):
         plain[name] = tuple(plain.get(name, ()))
     return ModelSpec(**plain)

@@ -115,6 +115,7 @@ class ClipConfig:
     lag_seconds: float = 0.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "modalities", tuple(self.modalities))
         for name in ("num_frames", "stride", "frame_step"):
             if getattr(self, name) < 1:
                 raise ValueError(f"clip.{name}={getattr(self, name)}: must be 1 or more")

@@ -121,8 +121,8 @@ def made(smooth: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
         patch.chdir(folder)
         patch.setattr("pipelines.report.write_report", report_of_mtl_alone)
         patch.setattr(config_module, "CONFIGS", folder / "configs")
-        patch.setattr(data_module, "default_faces", lambda: smooth)
-        patch.setattr(data_module, "make_default_faces", lambda: smooth)
+        patch.setattr(data_module, "default_set", lambda kind: smooth)
+        patch.setattr(data_module, "make_default", lambda kind: smooth)
         patch.setattr("builtins.print", lambda *words, **_: said.append(" ".join(map(str, words))))
         torch.set_num_threads(1)
         assert run_finetuning(settings_of("mtl", ""), "tiny") == 0

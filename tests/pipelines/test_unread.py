@@ -10,7 +10,7 @@ from pipelines.models import BASELINES
 from pipelines.unread import READING_KINDS, READING_TASKS, refuse_unread
 
 SHIPPED = sorted(str(path.relative_to(CONFIGS))[:-5] for path in CONFIGS.rglob("*.yaml"))
-KINDS = ("mae", "emma", "vit", "cotex", "dan", *BASELINES)
+KINDS = ("mae", "emma", "vit", "cotex", "dan", "mran", *BASELINES)
 
 
 def kind_of(config: RunConfig) -> str:
@@ -75,7 +75,9 @@ def test_what_a_run_would_not_read_is_refused(name: str, setting: str) -> None:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("mtl_demo", ["cnn=runs/dan/x", "init=random", "affect.preset=released", "affect.au_weight=2"]),
+        ("mtl_demo", ["cnn=runs/dan/x", "init=random", "affect.va_gradient=true", "affect.au_weight=2"]),
+        ("mtl_demo", ["affect.preset=released", "affect.au_pos_weight=[]"]),
+        ("mran_demo", ["mran.guidance=none", "clip.stride=2", "init=random", "optim.layer_decay=0.5"]),
         ("mtl_demo", ["head.hidden_dim=16", "affect.add_cnn=true", "train.grad_checkpointing=true"]),
         ("mtl_demo", ["model=vit", "encoder.depth=4", "affect.va_weight=2"]),
         ("lsd_demo", ["cotex.js_weight=0", "head.readout_dim=4", "optim.layer_decay=0.5"]),
