@@ -113,8 +113,8 @@ class MRANConfig:
         tuned_blocks: how many of the ViT's last blocks learn, its final norm with them; None = all of the
             encoder, 0 = nothing of it. The other encoders know these two alone.
         guidance: how depth and thermal guide colour: "gate" (in every gate of the LSTM), "map" (their
-            attention modulates colour's), "early" (their features join before the LSTM), "late" (after
-            attention, pooled) or "none" (URAN: colour alone).
+            attention modulates colour's), "early" (their features join before the LSTM), "late" (what is
+            read out of them is added to the scores), "both" (gate and late) or "none" (URAN: colour alone).
         modalities: that guide.
         stem: of their frames: "conv", or "patch": one convolution that starts as the ViT's patch embedding.
         dim: channels of every modality's features.
@@ -149,7 +149,7 @@ class MRANConfig:
         object.__setattr__(self, "volume_dims", tuple(self.volume_dims))
         choices = {
             "encoder": ("vit", "inception", "conv"),
-            "guidance": ("gate", "map", "early", "late", "none"),
+            "guidance": ("gate", "map", "early", "late", "both", "none"),
             "stem": ("conv", "patch"),
             "readout": ("mean", "flat"),
             "temporal": ("none", "gru", "tcn"),

@@ -21,7 +21,7 @@ class ConvLSTM(nn.Module):
         hidden_dim: channels of the state.
         kernel_size: of all convolutions, odd.
         silent: the candidate has no bias, so that zeros in, from the start, are zeros out.
-        generator: source of the initial weights (Xavier; recurrent ones orthogonal, gate by gate; biases 0,
+        generator: source of the initial weights (gate by gate Xavier, recurrent ones orthogonal; biases 0,
             1 for the forget gate); None draws from torch's own.
     """
 
@@ -41,7 +41,8 @@ class ConvLSTM(nn.Module):
 
         self.inputs, self.recur = gates(dim), gates(hidden_dim)
         self.bias = nn.Parameter(torch.zeros((3 if silent else 4) * hidden_dim))
-        nn.init.xavier_uniform_(self.inputs.weight, generator=generator)
+        for gate in self.inputs.weight.data.chunk(4):
+            nn.init.xavier_uniform_(gate, generator=generator)
         for gate in self.recur.weight.data.chunk(4):
             nn.init.orthogonal_(gate, generator=generator)
         nn.init.ones_(self.bias.data[hidden_dim : 2 * hidden_dim])

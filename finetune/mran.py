@@ -16,7 +16,7 @@ where nothing guides at all, the model is URAN on the same weights, to the last 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -28,11 +28,18 @@ from finetune.baselines import seeded
 from finetune.config import MRANConfig
 from finetune.convlstm import ConvLSTM
 from finetune.mran_maps import ColorMap, ConvMap, ConvStem, InceptionMap, PatchStem, ViTMap
+from finetune.mran_volume import (
+    MapReadout,
+    VolumeBlocks,
+    build_temporal,
+    by_frame,
+    place_by_place,
+    without_bias,
+)
 from finetune.readout import build_head
 from pretrain.encoder import VisionTransformer
 from shards import keyed
 
-_DILATIONS = (1, 2, 4, 8)
 _HEAD_START = 0.1
 """Of Xavier's weights: values start near 0, where tanh is steep, and not here and there at its ends."""
 
@@ -75,11 +82,11 @@ class MRAN(nn.Module):
         self.config = config
         self.modalities = config.modalities if config.guided else ()
         self.color = color
-        self.project = _projection(color.num_features, config.dim, generator)
+        self.project = place_by_place(color.num_features, config.dim, generator)
         self.attention_lstm = ConvLSTM(config.dim, config.hidden_dim, generator=generator)
-        self.attend = _silent(config.hidden_dim, 1, generator)
+        self.attend = without_bias(config.hidden_dim, 1, 3, generator)
         self.volume = VolumeBlocks(config.dim, config.volume_dims, generator)
-        self.readout = MapReadout(config, self.volume.grid_of(color.grid), generator)
+        self.readout = MapReadout(config, config.volume_dims[-1], self.volume.grid_of(color.grid), generator)
         num_features = self.readout.num_features
         self.temporal = build_temporal(config.temporal, num_features, generator)
         self.head = build_head(num_features, 2, 0, generator)
@@ -88,13 +95,16 @@ class MRAN(nn.Module):
         last.weight.data.mul_(_HEAD_START)
         if config.guided:
             self.guide = Guide(color, config, image_size, generator)
-        if config.guidance in ("gate", "early"):
-            self.guide_gates = _silent(self.guide.num_features, 4 * config.hidden_dim, generator)
+        if config.guidance in ("gate", "both", "early"):
+            self.guide_gates = without_bias(self.guide.num_features, 4 * config.hidden_dim, 3, generator)
+            for gate in self.guide_gates.weight.data.chunk(4):
+                nn.init.xavier_uniform_(gate, generator=generator)
         elif config.guidance == "map":
-            self.guide_attend = _silent(config.hidden_dim, 1, generator)
-        elif config.guidance == "late":
-            self.guide_join = nn.Linear(config.hidden_dim, num_features, bias=False)
-            nn.init.xavier_uniform_(self.guide_join.weight, generator=generator)
+            self.guide_attend = without_bias(config.hidden_dim, 1, 3, generator)
+        if config.guidance in ("late", "both"):
+            self.guide_readout = MapReadout(config, config.hidden_dim, color.grid, generator, silent=True)
+            self.guide_head = nn.Linear(self.guide_readout.num_features, 2, bias=False)
+            nn.init.xavier_uniform_(self.guide_head.weight, generator=generator)
 
     @property
     def encoder(self) -> nn.Module:
@@ -119,19 +129,20 @@ class MRAN(nn.Module):
         seen = self._seen(images, valid, keys)
         color = _only(seen["color"], images["color"])
         frame_keys = None if keys is None else keys.repeat_interleave(color.shape[1])
-        maps = _by_frame(lambda frames: self.project(self.color(frames, frame_keys)), color)
+        maps = by_frame(lambda frames: self.project(self.color(frames, frame_keys)), color)
         features = _only(seen["color"], maps)
         kind = self.config.guidance
         guidance = self.guide(images, seen) if self.config.guided else features[:0]
-        added = _by_frame(self.guide_gates, guidance) if kind in ("gate", "early") else None
-        scores = _by_frame(self.attend, self.attention_lstm(features, added))
+        added = by_frame(self.guide_gates, guidance) if kind in ("gate", "both", "early") else None
+        scores = by_frame(self.attend, self.attention_lstm(features, added))
         if kind == "map":
-            scores = scores + _by_frame(self.guide_attend, guidance)
+            scores = scores + by_frame(self.guide_attend, guidance)
         attention = spatial_attention(scores[:, :, 0])
         pooled = self.readout(self.volume(attention[:, :, None] * features))
-        if kind == "late":
-            pooled = pooled + self.guide_join(guidance.mean(dim=(3, 4)))
-        return MRANOutput(torch.tanh(self.head(self.temporal(pooled)).float()), attention)
+        said = self.head(self.temporal(pooled))
+        if kind in ("late", "both"):
+            said = said + self.guide_head(self.guide_readout(guidance))
+        return MRANOutput(torch.tanh(said.float()), attention)
 
     def _seen(
         self, images: Mapping[str, Tensor], valid: Mapping[str, Tensor], keys: Tensor | None
@@ -183,12 +194,14 @@ class Guide(nn.Module):
             else:
                 raise ValueError("mran.stem=patch starts as a ViT's, and colour has none: use conv")
             self.stems[name] = stem
-            self.projects[name] = _projection(stem.num_features, config.dim, generator)
+            self.projects[name] = place_by_place(stem.num_features, config.dim, generator)
             if self.recurrent:
                 self.lstms[name] = ConvLSTM(config.dim, config.hidden_dim, silent=True, generator=generator)
         self.num_features = config.hidden_dim if self.recurrent else len(self.modalities) * config.dim
         if self.recurrent:
-            self.fuse = _silent(len(self.modalities) * config.hidden_dim, config.hidden_dim, generator)
+            self.fuse = without_bias(
+                len(self.modalities) * config.hidden_dim, config.hidden_dim, 3, generator
+            )
 
     def forward(self, images: Mapping[str, Tensor], seen: Mapping[str, Tensor]) -> Tensor:
         """Guidance of every frame.
@@ -207,133 +220,11 @@ class Guide(nn.Module):
                 frames = _only(seen[name], images[name])
             else:  # all parameters take part in every step, or several processes would wait for them
                 frames = torch.zeros((*shape, 1, *images["color"].shape[-2:]), device=seen[name].device)
-            maps = _by_frame(self.projects[name], _by_frame(self.stems[name], frames))
+            maps = by_frame(self.projects[name], by_frame(self.stems[name], frames))
             features = _only(seen[name], maps)
             parts.append(self.lstms[name](features) if self.recurrent else features)
         joined = torch.cat(parts, dim=2)
-        return F.relu(_by_frame(self.fuse, joined)) if self.recurrent else joined
-
-
-class VolumeBlocks(nn.Module):
-    """3-D convolutions over boosted features.
-
-    The time step stays 1; between blocks the maps are halved. GroupNorm goes frame by frame, so that how long
-    a window is does not change what is made of a frame.
-
-    Args:
-        dim: channels of the features.
-        dims: channels of each block.
-        generator: source of the initial weights (Xavier); None draws from torch's own.
-    """
-
-    def __init__(self, dim: int, dims: Sequence[int], generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
-        for dim_in, dim_out in zip((dim, *dims[:-1]), dims, strict=True):
-            convolution = nn.Conv3d(dim_in, dim_out, 3, padding=1, bias=False)
-            nn.init.xavier_uniform_(convolution.weight, nn.init.calculate_gain("relu"), generator)
-            self.convs.append(convolution)
-            self.norms.append(nn.GroupNorm(2 if dim_out % 2 == 0 else 1, dim_out))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, T, dim, h, w) -> (B, T, dims[-1], …) on `grid_of` (h, w)."""
-        for number, (convolution, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            if number:
-                features = _by_frame(_halve, features)
-            volume = convolution(features.transpose(1, 2)).transpose(1, 2)
-            features = F.relu(_by_frame(norm, volume))
-        return features
-
-    def grid_of(self, grid: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of what `forward` gives for features of height and width `grid`."""
-        height, width = grid
-        for _ in range(len(self.convs) - 1):
-            height, width = -(-height // 2), -(-width // 2)
-        return height, width
-
-
-class MapReadout(nn.Module):
-    """Maps -> one row of features a frame: the mean over places, or every place's own few numbers.
-
-    Args:
-        config: readout, readout_dim, and the maps' channels, the last of volume_dims.
-        grid: (h, w) of the maps.
-        generator: source of the initial weights (Xavier); None draws from torch's own.
-
-    Attributes:
-        num_features: D.
-    """
-
-    def __init__(
-        self, config: MRANConfig, grid: tuple[int, int], generator: torch.Generator | None = None
-    ) -> None:
-        super().__init__()
-        self.num_features, self.flat = config.volume_dims[-1], config.readout == "flat"
-        if self.flat:
-            self.project = _projection(self.num_features, config.readout_dim, generator)
-            self.num_features = config.readout_dim * grid[0] * grid[1]
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """(B, T, C, h, w) -> (B, T, D)."""
-        return _by_frame(self.project, maps).flatten(2) if self.flat else maps.mean(dim=(3, 4))
-
-
-class GRUHead(nn.Module):
-    """Adds to every frame's features what a GRU makes of the window, half of it forwards, half backwards.
-
-    Args:
-        dim: D, even.
-        generator: source of the initial weights (Xavier, recurrent ones orthogonal); None draws from torch's.
-
-    Raises:
-        ValueError: D is odd.
-    """
-
-    def __init__(self, dim: int, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        if dim % 2:
-            raise ValueError(
-                f"mran.temporal=gru goes both ways: {dim}, the last of volume_dims, must be even"
-            )
-        self.gru = nn.GRU(dim, dim // 2, batch_first=True, bidirectional=True)
-        for name, param in self.gru.named_parameters():
-            if param.ndim == 1:
-                nn.init.zeros_(param)
-            elif "_hh_" in name:
-                nn.init.orthogonal_(param, generator=generator)
-            else:
-                nn.init.xavier_uniform_(param, generator=generator)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, T, D) -> same."""
-        seen: Tensor = self.gru(features)[0]
-        return features + seen
-
-
-class TCNHead(nn.Module):
-    """Convolutions over time, 3 wide at distances of 1, 2, 4 and 8 frames, each added to what it reads.
-
-    Args:
-        dim: D.
-        generator: source of the initial weights (Xavier, biases 0); None draws from torch's own.
-    """
-
-    def __init__(self, dim: int, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.convs = nn.ModuleList()
-        for dilation in _DILATIONS:
-            convolution = nn.Conv1d(dim, dim, 3, padding=dilation, dilation=dilation)
-            nn.init.xavier_uniform_(convolution.weight, generator=generator)
-            assert convolution.bias is not None
-            nn.init.zeros_(convolution.bias)
-            self.convs.append(convolution)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, T, D) -> same."""
-        sequence = features.transpose(1, 2)
-        for convolution in self.convs:
-            sequence = sequence + F.relu(convolution(sequence))
-        return sequence.transpose(1, 2)
+        return F.relu(by_frame(self.fuse, joined)) if self.recurrent else joined
 
 
 def spatial_attention(scores: Tensor) -> Tensor:
@@ -348,13 +239,6 @@ def spatial_attention(scores: Tensor) -> Tensor:
     flat = scores.flatten(-2)
     precise = flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat
     return (F.softmax(precise, dim=-1) * flat.shape[-1]).view_as(scores)
-
-
-def build_temporal(name: str, dim: int, generator: torch.Generator | None = None) -> nn.Module:
-    """What looks over the window: (B, T, D) -> (B, T, D); `name` as `MRANConfig.temporal`."""
-    if name == "gru":
-        return GRUHead(dim, generator)
-    return TCNHead(dim, generator) if name == "tcn" else nn.Identity()
 
 
 def build_color(
@@ -398,34 +282,6 @@ def build_mran(
     return MRAN(build_color(config, image_size, encoder, generator), config, image_size, generator)
 
 
-def _by_frame(layer: Callable[[Tensor], Tensor], sequence: Tensor) -> Tensor:
-    """A layer of (N, …) on every frame of (B, T, …)."""
-    frames = layer(sequence.flatten(0, 1))
-    return frames.reshape(*sequence.shape[:2], *frames.shape[1:])
-
-
-def _halve(maps: Tensor) -> Tensor:
-    """(N, C, h, w) -> half as high and wide, rounded up, so that left and right are treated alike."""
-    height, width = maps.shape[-2:]
-    return F.adaptive_avg_pool2d(maps, (-(-height // 2), -(-width // 2)))
-
-
 def _only(seen: Tensor, values: Tensor) -> Tensor:
     """(B, T, …) values where seen (B, T), 0 elsewhere, whatever stands there."""
     return values.where(seen[(...,) + (None,) * (values.ndim - 2)], 0)
-
-
-def _projection(dim_in: int, dim: int, generator: torch.Generator | None) -> nn.Conv2d:
-    """To the common width, place by place."""
-    convolution = nn.Conv2d(dim_in, dim, 1)
-    nn.init.xavier_uniform_(convolution.weight, generator=generator)
-    assert convolution.bias is not None
-    nn.init.zeros_(convolution.bias)
-    return convolution
-
-
-def _silent(dim_in: int, dim: int, generator: torch.Generator | None) -> nn.Conv2d:
-    """A convolution of 3x3 without bias: of nothing it makes nothing."""
-    convolution = nn.Conv2d(dim_in, dim, 3, padding=1, bias=False)
-    nn.init.xavier_uniform_(convolution.weight, generator=generator)
-    return convolution

@@ -132,7 +132,7 @@ class ConvMap(ColorMap):
     Args:
         image_size: height and width in pixels, at least 8.
         tuned: False freezes it.
-        generator: source of the initial weights (Xavier); None draws from torch's own.
+        generator: source of the initial weights (He); None draws from torch's own.
 
     Raises:
         ValueError: images too small.
@@ -215,7 +215,7 @@ class ConvStem(nn.Module):
         image_size: height and width in pixels.
         grid: (h, w) of the maps; what halving does not meet is averaged.
         num_features: channels of the maps.
-        generator: source of the initial weights (Xavier); None draws from torch's own.
+        generator: source of the initial weights (He); None draws from torch's own.
     """
 
     def __init__(
@@ -271,9 +271,9 @@ class PatchStem(nn.Module):
 
 
 def _convolution(dim_in: int, dim: int, stride: int, generator: torch.Generator | None = None) -> nn.Conv2d:
-    """3 wide, or 4 where it halves; Xavier, biases 0."""
+    """3 wide, or 4 where it halves; He initial weights, as Xavier would shrink the scale; biases 0."""
     convolution = nn.Conv2d(dim_in, dim, 2 + stride, stride, padding=1)
-    nn.init.xavier_uniform_(convolution.weight, nn.init.calculate_gain("relu"), generator)
+    nn.init.kaiming_uniform_(convolution.weight, nonlinearity="relu", generator=generator)
     assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
     return convolution

@@ -20,7 +20,7 @@ from shards.clips import ClipBatch
 from tests.finetune.clips import SIZE, SMALL, clips, take, tiny_mran
 from tests.finetune.tiny import random, tiny_encoder
 
-GUIDED = ("gate", "map", "early", "late")
+GUIDED = ("gate", "map", "early", "late", "both")
 BATCH = clips(3)
 
 
@@ -411,7 +411,7 @@ def test_places_side_by_side_tell_what_the_mean_over_them_cannot() -> None:
     maps = torch.rand(1, 1, 4, 3, 5, generator=torch.Generator().manual_seed(0))
     for readout, tells in (("mean", False), ("flat", True)):
         config = MRANConfig(volume_dims=(4,), readout=readout, readout_dim=2)
-        module = MapReadout(config, (3, 5), random(0))
+        module = MapReadout(config, 4, (3, 5), random(0))
         one, other = module(maps), module(maps.flip(4))
         assert one.shape == (1, 1, module.num_features) and module.num_features == (30 if tells else 4)
         assert torch.allclose(one, other) is not tells
