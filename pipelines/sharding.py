@@ -6,7 +6,6 @@ import contextlib
 import logging
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,14 @@ from shards.indexing import index_tars
 from shards.manifest import NAME, Manifest, load_manifest
 from shards.sources import build_source, source_options
 
+_OF_CLIPS: Mapping[str, Any] = {"shard_size": 4, "chunk_size": 1}  # a clip is hundreds of pictures
+
 
 def build_shards(source: str, src: str, out: Path, settings: Sequence[str]) -> list[Manifest]:
     """Builds every split of a data set.
 
     Args:
-        source: name of its layout ("folder", "celeba", "tars", "emotionet").
+        source: name of its layout (see `shards.sources.source_names`).
         src: where it is.
         out: gets a folder per split.
         settings: `align.<option>=…`, `build.<option>=…`, `<option of the source>=…`.
@@ -41,12 +42,15 @@ def build_shards(source: str, src: str, out: Path, settings: Sequence[str]) -> l
     kinds |= source_options(source)
     values = _read_settings(settings, kinds)
     align = AlignConfig(**_group(values, "align."))
-    config = BuildConfig(**_group(values, "build."))
-    if align.device != "cpu" and "build.workers" not in values:
-        config = replace(config, workers=1)  # each would open the GPU for itself
+    building = _group(values, "build.")
+    BuildConfig(**building)  # refuses what is none, before a data set is listed
+    if align.device != "cpu":
+        building.setdefault("workers", 1)  # each would open the GPU for itself
     options = {name: value for name, value in values.items() if "." not in name}
     with _aloud():
-        folders = build(build_source(source, src, align, **options), out, config)
+        found = build_source(source, src, align, **options)
+        defaults = _OF_CLIPS if found.info.kind == "clips" else {}
+        folders = build(found, out, BuildConfig(**{**defaults, **building}))
     return [load_manifest(folder) for folder in folders if (folder / NAME).exists()]
 
 
@@ -86,7 +90,8 @@ def index_shards(folder: Path, split: str, name: str, licence: str) -> Manifest:
 def describe(manifest: Manifest) -> str:
     """One line on a finished split."""
     left_out = f", {manifest.num_quarantined} left out (quarantine.csv)" if manifest.num_quarantined else ""
-    counts = f"{manifest.num_samples} faces of {manifest.num_items} pictures in {len(manifest.shards)} shards"
+    what, of = ("clips", "pieces of video") if manifest.kind == "clips" else ("faces", "pictures")
+    counts = f"{manifest.num_samples} {what} of {manifest.num_items} {of} in {len(manifest.shards)} shards"
     return f"{manifest.split}: {counts}{left_out}"
 
 

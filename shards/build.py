@@ -7,9 +7,7 @@ and the bytes do not depend on who made what when. The manifest is written last.
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import json
 import logging
 import math
@@ -26,11 +24,11 @@ from tqdm import tqdm
 from shards.files import clear_disk_errors, locked, write_atomic
 from shards.labels import DataError
 from shards.manifest import NAME, Manifest, ShardEntry, load_manifest, save_manifest
+from shards.quarantine import QUARANTINE, quarantine_csv
 from shards.records import Item, LabelSpace, Source, canonical_json, fingerprint, info_to_json
 from shards.shardjob import PARTS, ShardJob, finished_record, forget, make_shard
 from shards.workers import Died, num_cores, run_jobs
 
-QUARANTINE = "quarantine.csv"
 _LOG = logging.getLogger(__name__)
 _LOCK = ".lock"  # parts share it; a whole build and `merge` hold it alone
 _FEW = 3  # pictures of a split that may be left out, however small it is
@@ -250,6 +248,7 @@ def _merge(out: Path, max_quarantined: float | None) -> Manifest:
     mark = fingerprint(description)
     entries: list[ShardEntry] = []
     rejected: list[tuple[str, str]] = []
+    counts: Counter[str] = Counter()
     for number in range(description["num_shards"]):
         record = finished_record(out, number, mark)
         if record is None:
@@ -259,8 +258,9 @@ def _merge(out: Path, max_quarantined: float | None) -> Manifest:
         if record["entry"] is not None:
             entries.append(ShardEntry(**record["entry"]))
         rejected += [(key, reason) for key, reason in record["rejected"]]
+        counts.update(record.get("counts", {}))
     limit = max(part["max_quarantined"] for part in asked) if max_quarantined is None else max_quarantined
-    return write_manifest(out, description, entries, rejected, limit)
+    return write_manifest(out, description, entries, rejected, limit, counts)
 
 
 def _check_items(items: Sequence[Item], where: str) -> None:
@@ -348,13 +348,18 @@ def write_manifest(
     entries: Sequence[ShardEntry],
     rejected: Sequence[tuple[str, str]],
     max_quarantined: float,
+    counts: Mapping[str, int] = {},
 ) -> Manifest:
     """Writes quarantine list and manifest, then drops the records of the build.
+
+    Args:
+        rejected: (key, reason) of what was left out.
+        counts: of frames, for `build.frames`.
 
     Raises:
         DataError: too much quarantined, or nothing else.
     """
-    write_atomic(out / QUARANTINE, _quarantine_csv(rejected))
+    write_atomic(out / QUARANTINE, quarantine_csv(rejected))
     num_items = description["num_items"]
     if not entries or _too_many(len(rejected), num_items, max_quarantined):
         kinds = Counter(reason for _, reason in rejected).most_common(3)
@@ -380,7 +385,8 @@ def write_manifest(
         num_items=num_items,
         num_quarantined=len(rejected),
         shards=tuple(entries),
-        build={"fingerprint": fingerprint(description), "settings": info.get("settings", {})},
+        build={"fingerprint": fingerprint(description), "settings": info.get("settings", {})}
+        | ({"frames": dict(sorted(counts.items()))} if counts else {}),
     )
     save_manifest(out, manifest)
     for path in (out / PARTS).glob("*"):
@@ -392,16 +398,3 @@ def write_manifest(
 
 def _label_space(data: Mapping[str, Any]) -> LabelSpace:
     return LabelSpace(tuple(data["expr"]), tuple(data["au"]), data["va"])
-
-
-def _quarantine_csv(rejected: Sequence[tuple[str, str]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["key", "reason"])
-    writer.writerows((_plain(key), _plain(reason)) for key, reason in rejected)
-    return text.getvalue().encode(errors="backslashreplace")
-
-
-def _plain(text: str) -> str:
-    """Text that no spreadsheet takes for a formula."""
-    return "'" + text if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

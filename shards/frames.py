@@ -68,19 +68,25 @@ def encode_plane(plane: UInt16) -> bytes:
     return data.getvalue()
 
 
-def decode_plane(data: bytes, where: str) -> UInt16:
+def decode_plane(data: bytes, where: str, formats: tuple[str, ...] = ("PNG",)) -> UInt16:
     """Bytes of a 16-bit grey PNG -> (H, W) uint16, the very values that were stored.
 
+    Args:
+        data: of the file.
+        where: for messages.
+        formats: that are taken; "TIFF" is another that may hold 16-bit grey.
+
     Raises:
-        DataError: no PNG, not of 16 bits, too large, or damaged.
+        DataError: another format, not of 16 bits, too large, or damaged.
     """
+    kind = " or ".join(formats)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            with Image.open(io.BytesIO(data), formats=formats) as image:
                 if not image.mode.startswith("I;16"):
                     raise DataError(
-                        f"{where}: mode {image.mode}, not a 16-bit grey PNG of millimetres or centi-kelvin"
+                        f"{where}: mode {image.mode}, not a 16-bit grey {kind} of millimetres or centi-kelvin"
                     )
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(
@@ -88,4 +94,4 @@ def decode_plane(data: bytes, where: str) -> UInt16:
                     )
                 return np.array(image, np.uint16)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: cannot decode the 16-bit PNG ({error})") from error
+        raise DataError(f"{where}: cannot decode the 16-bit {kind} ({error})") from error

@@ -71,19 +71,22 @@ class Encoded:
         key: the sample's key; a maker that finds several faces in one item adds `-1`, `-2`, ….
         members: extension ("jpg", "json", "depth.0000.png") -> bytes.
         expr: index of its expression class in the label space, −1 if missing (for weighted sampling).
+        counts: what became of its frames, for the sums in the manifest; empty for faces.
     """
 
     key: str
     members: Mapping[str, bytes]
     expr: int = -1
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Rejected:
-    """One item that was not used, and why: goes to the quarantine list."""
+    """One item that was not used, and why: goes to the quarantine list. `counts`: as in `Encoded`."""
 
     key: str
     reason: str
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 Maker = Callable[[Sequence[Item]], Iterable[Encoded | Rejected]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,7 +64,7 @@ def finished_record(out: Path, number: int, mark: str) -> dict[str, Any] | None:
     """The record of a shard that is whole and of the build with fingerprint `mark`, else None.
 
     It has `entry`, the fields of its `ShardEntry` (None where every item was left out), and `rejected`, a
-    list of [key, reason].
+    list of [key, reason]; and `counts`, the sums of what its samples say of their frames, if they do.
     """
     try:
         record = json.loads(_record_path(out, number).read_bytes())
@@ -98,11 +99,13 @@ def _remove_leftovers(job: ShardJob) -> None:
 
 def _make(maker: Maker, job: ShardJob, advance: Callable[[int], Any]) -> None:
     rejected: list[Rejected] = []
+    counts: Counter[str] = Counter()
 
     def samples() -> Iterator[Encoded]:
         for start in range(0, len(job.items), job.chunk_size):
             chunk = job.items[start : start + job.chunk_size]
             for record in maker(chunk):
+                counts.update(record.counts)
                 if isinstance(record, Rejected):
                     rejected.append(record)
                 else:
@@ -128,4 +131,6 @@ def _make(maker: Maker, job: ShardJob, advance: Callable[[int], Any]) -> None:
         "entry": entry,
         "rejected": [[r.key, r.reason] for r in rejected],
     }
+    if counts:
+        record["counts"] = dict(counts)
     write_atomic(_record_path(job.out, job.number), canonical_json(record))

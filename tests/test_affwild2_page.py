@@ -88,18 +88,18 @@ def fixture_files() -> Files:
     return files
 
 
-def commands() -> list[list[str]]:
-    """The words of every command in the page's bash blocks."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+def commands_of(page: Path) -> list[list[str]]:
+    """The words of every command in a page's bash blocks."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def adapted(words: list[str]) -> list[str]:
-    """A command's words without `faceprior`, with the settings of this test, and `~` as a shell reads it."""
+def expanded(words: list[str], more_of: Mapping[str, list[str]]) -> list[str]:
+    """A command's words without `faceprior`, with a test's own settings, and `~` as a shell reads it."""
     assert words[0] == "faceprior", f"{words}: the page is to use faceprior alone"
     text = " ".join(words[1:])
-    more = next((settings for start, settings in MORE.items() if text.startswith(start)), [])
+    more = next((settings for start, settings in more_of.items() if text.startswith(start)), [])
     return [str(Path(word).expanduser()) if word.startswith("~") else word for word in (*words[1:], *more)]
 
 
@@ -160,10 +160,10 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
         patch.setenv("HOME", str(home))
         patch.setattr("pipelines.report.write_report", lambda runs: runs[0] / "report.html")
         torch.set_num_threads(1)
-        for words in commands():
+        for words in commands_of(PAGE):
             if words[1] == "import":
                 released_mae(folder / "runs/pretrain/celeba", folder / words[2])
-            own = adapted(words)
+            own = expanded(words, MORE)
             status, text = launch(folder, *own) if own[0] == "submission" else call(*own)
             assert status == 0, f"{' '.join(words)}\n{text}"
             said[" ".join(words[1:])] = text

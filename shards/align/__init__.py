@@ -7,7 +7,7 @@ from shards.align.aligner import AlignedFace, Aligner, Alignment
 from shards.align.config import AlignConfig
 from shards.align.decode import ImageError, encode_jpeg, load_image
 from shards.align.detector import FaceDetector, Faces
-from shards.align.geometry import similarity_from_points, template_points, warp
+from shards.align.geometry import similarity_from_points, template_points, warp, warp_plane
 
 __all__ = [
     "AlignConfig",
@@ -22,4 +22,5 @@ __all__ = [
     "similarity_from_points",
     "template_points",
     "warp",
+    "warp_plane",
 ]

@@ -27,6 +27,7 @@ __all__ = [
     "similarity_from_points",
     "template_points",
     "warp",
+    "warp_plane",
 ]
 
 _SUPPORT = 3  # pixels of border that bicubic interpolation looks at, plus one
@@ -141,3 +142,27 @@ def warp(picture: Picture, matrix: Points, size: int) -> Picture:
         (size, size), Image.Transform.AFFINE, coefficients, Image.Resampling.BICUBIC
     )
     return np.asarray(turned)
+
+
+def warp_plane(plane: NDArray[np.uint16], matrix: Points, shape: tuple[int, int]) -> NDArray[np.uint16]:
+    """Cuts a picture of measured values along an affine map: each pixel is the nearest one's very value.
+
+    Nothing is blended, so that a hole stays a hole and a unit a unit, and nothing is continued: what lies
+    outside the plane is 0, which means missing.
+
+    Args:
+        plane: (H, W) uint16.
+        matrix: (2, 3) affine, plane -> cut; its determinant must not be 0.
+        shape: (height, width) of the cut.
+
+    Returns:
+        (height, width) uint16.
+    """
+    backward = np.linalg.inv(np.vstack([matrix, (0, 0, 1)]).astype(np.float64))
+    rows, columns = np.mgrid[: shape[0], : shape[1]].astype(np.float64)
+    x, y = (row[0] * columns + row[1] * rows + row[2] for row in backward[:2])
+    # Rounded first: a pixel that falls between two must not depend on the last bit of a sum.
+    x, y = (np.floor(np.round(values, 6) + 0.5).astype(np.int64) for values in (x, y))
+    inside = (x >= 0) & (x < plane.shape[1]) & (y >= 0) & (y < plane.shape[0])
+    cut = plane[np.where(inside, y, 0), np.where(inside, x, 0)] * inside
+    return np.asarray(cut, np.uint16)

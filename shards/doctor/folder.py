@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from shards.build import QUARANTINE
 from shards.doctor.findings import Notebook, SplitRecord
 from shards.labels import DataError
 from shards.manifest import NAME, Manifest, load_manifest
+from shards.quarantine import QUARANTINE
 from shards.records import fingerprint
 from shards.shardjob import PARTS
 

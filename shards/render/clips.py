@@ -88,13 +88,13 @@ class RenderedClips:
         size: of the frame, pixels. margin: see `View`.
     """
 
-    num_train: int = 240
-    num_val: int = 40
-    num_test: int = 40
-    num_identities: int = 120
+    num_train: int = 500
+    num_val: int = 100
+    num_test: int = 100
+    num_identities: int = 500
     seed: int = 0
-    num_frames: int = 24
-    fps: float = 10.0
+    num_frames: int = 10
+    fps: float = 5.0
     size: int = 64
     margin: float = DEFAULT_MARGIN
 

@@ -1,8 +1,9 @@
-"""Raw data sets in their own layouts, as sources of aligned faces.
+"""Raw data sets in their own layouts, as sources of aligned faces and of aligned clips.
 
 Reading order: raw (what a layout must say, and the one way from there), pictures, tables, splits, listing;
 then folder, celeba, tars, emotionet, affwild2, lsd, affectnet, rafdb. A new data set is a new raw source and
-a line in `_RAW`.
+a line in `_RAW`. Of video: recordings, tracks, series, alignedclips; then afewva, rig, recola, sewa,
+affwild2va, with their lines in `_CLIPS`.
 """
 
 from __future__ import annotations
@@ -16,20 +17,30 @@ from typing import Any
 
 from shards.align.config import AlignConfig
 from shards.labels import DataError
+from shards.sources.afewva import AfewVA
 from shards.sources.affectnet import AffectNet
 from shards.sources.affwild2 import AffWild2
+from shards.sources.affwild2va import AffWild2VA
+from shards.sources.alignedclips import AlignedClips
 from shards.sources.celeba import CelebA
 from shards.sources.emotionet import EmotioNet
 from shards.sources.folder import FolderFaces
 from shards.sources.lsd import LSD
 from shards.sources.rafdb import RafDB
 from shards.sources.raw import AlignedFaces, RawFace, RawSource, Reader
+from shards.sources.recola import Recola
+from shards.sources.recordings import RecordingSource
+from shards.sources.rig import Rig
+from shards.sources.sewa import Sewa
 from shards.sources.tars import TarFaces
 
 __all__ = [
     "LSD",
+    "AfewVA",
     "AffWild2",
+    "AffWild2VA",
     "AffectNet",
+    "AlignedClips",
     "AlignedFaces",
     "CelebA",
     "EmotioNet",
@@ -38,6 +49,10 @@ __all__ = [
     "RawFace",
     "RawSource",
     "Reader",
+    "Recola",
+    "RecordingSource",
+    "Rig",
+    "Sewa",
     "TarFaces",
     "build_source",
     "source_names",
@@ -54,11 +69,19 @@ _RAW: Mapping[str, Callable[..., RawSource]] = {
     "affectnet": AffectNet,
     "rafdb": RafDB,
 }
+_CLIPS: Mapping[str, Callable[..., RecordingSource]] = {
+    "afewva": AfewVA,
+    "rig": Rig,
+    "recola": Recola,
+    "sewa": Sewa,
+    "affwild2va": AffWild2VA,
+}
+_ALL: Mapping[str, Callable[..., RawSource | RecordingSource]] = {**_RAW, **_CLIPS}
 
 
 def source_names() -> tuple[str, ...]:
     """What `build_source` takes."""
-    return tuple(_RAW)
+    return tuple(_ALL)
 
 
 def source_options(name: str) -> dict[str, Any]:
@@ -67,16 +90,16 @@ def source_options(name: str) -> dict[str, Any]:
     Raises:
         DataError: no such source.
     """
-    if name not in _RAW:
-        raise DataError(f"SOURCE={name}: unknown{_guess(name, _RAW)}; there are {', '.join(_RAW)}")
-    hints = typing.get_type_hints(_RAW[name].__init__)
+    if name not in _ALL:
+        raise DataError(f"SOURCE={name}: unknown{_guess(name, _ALL)}; there are {', '.join(_ALL)}")
+    hints = typing.get_type_hints(_ALL[name].__init__)
     return {option: kind for option, kind in hints.items() if option not in ("path", "return")}
 
 
 def build_source(
     name: str, src: str | Path, align: AlignConfig | None = None, /, **options: Any
-) -> AlignedFaces:
-    """The data set `name` at `src`, to be aligned.
+) -> AlignedFaces | AlignedClips:
+    """The data set `name` at `src`, to be aligned: faces, or clips of video.
 
     Args:
         name: one of `source_names()`.
@@ -87,18 +110,21 @@ def build_source(
     Raises:
         DataError: unknown name or option, nothing at `src`, or not in the layout it should have.
     """
-    if name not in _RAW:
-        raise DataError(f"SOURCE={name}: unknown{_guess(name, _RAW)}; there are {', '.join(_RAW)}")
+    if name not in _ALL:
+        raise DataError(f"SOURCE={name}: unknown{_guess(name, _ALL)}; there are {', '.join(_ALL)}")
     if not str(src).strip():
         raise DataError("SRC is empty: give the folder, zip or tar of the data set")
-    known = [option for option in inspect.signature(_RAW[name]).parameters if option != "path"]
+    known = [option for option in inspect.signature(_ALL[name]).parameters if option != "path"]
     for option in options:
         if option not in known:
             raise DataError(
                 f"source {name}: unknown option {option!r}{_guess(option, known)}; "
                 f"there are {', '.join(known)}"
             )
-    return AlignedFaces(_RAW[name](Path(src).expanduser(), **options), align)
+    path = Path(src).expanduser()
+    if name in _CLIPS:
+        return AlignedClips(_CLIPS[name](path, **options), align)
+    return AlignedFaces(_RAW[name](path, **options), align)
 
 
 def _guess(word: str, known: Any) -> str:

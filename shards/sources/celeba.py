@@ -220,7 +220,7 @@ def _read_list(path: Path, columns: tuple[str, ...] | None, counted: bool) -> _T
         head, _, body = data.partition(b"\n")
         first, _, rest = body.partition(b"\n")
         number = text_of(head, path.name).strip()
-        if not number.isdecimal():
+        if not (number.isdecimal() and len(number) < 10):
             raise DataError(f"{path.name} line 1: expected the number of images, got {number!r:.40}")
         stated, columns = int(number), tuple(text_of(first, path.name).split())
         lines = read_text_columns(b"\n\n" + rest, path.name, len(columns) + 1)

@@ -110,9 +110,15 @@ class Ledger:
             present += [name, f"{name} active"] if state else [name]
         self.labels.update(present or ["none"])
 
-    def drop(self, reason: str) -> None:
-        """A row that the data set's rules leave out; any number of them is fine."""
-        self.dropped[reason] += 1
+    def use_many(self, count: int, labels: Mapping[str, int]) -> None:
+        """Rows that were used, and how many of them carry each label."""
+        self.num_used += count
+        self.labels.update({name: number for name, number in labels.items() if number})
+
+    def drop(self, reason: str, count: int = 1) -> None:
+        """Rows that the data set's rules leave out; any number of them is fine."""
+        if count:
+            self.dropped[reason] += count
 
     def refuse(self, reason: str, example: str) -> None:
         """A row that should have been usable.
@@ -162,7 +168,9 @@ class Ledger:
         }
 
 
-def check_total(name: str, count: int, known: int, tolerance: float, allow_partial: bool) -> None:
+def check_total(
+    name: str, count: int, known: int, tolerance: float, allow_partial: bool, what: str = "faces"
+) -> None:
     """Compares a split with the size it is known to have.
 
     Args:
@@ -171,13 +179,14 @@ def check_total(name: str, count: int, known: int, tolerance: float, allow_parti
         known: rows there should be.
         tolerance: how exactly that is known, as a fraction.
         allow_partial: accept any count.
+        what: is counted.
 
     Raises:
         DataError: too far off; says both numbers.
     """
     if not allow_partial and abs(count - known) > tolerance * known:
         raise DataError(
-            f"{name}: {count} faces instead of {'about ' if tolerance else ''}{known}; fetch it again, or "
+            f"{name}: {count} {what} instead of {'about ' if tolerance else ''}{known}; fetch it again, or "
             "use what is there with allow_partial=true"
         )
 

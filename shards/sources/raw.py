@@ -6,15 +6,18 @@ Decoding, detection, alignment and encoding happen in `AlignedFaces`, the same f
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from shards.align import AlignConfig, AlignedFace, Aligner, Alignment, ImageError, encode_jpeg, load_image
 from shards.align.decode import Picture, count_pixels, finished_jpeg
 from shards.labels import DataError, FaceLabels, ReadError
 from shards.records import Encoded, Item, Maker, Rejected, SourceInfo, canonical_json
+
+Content = TypeVar("Content")
 
 _BATCH_PIXELS = 48_000_000  # of pictures held at once: 144 MB, or a single larger one
 _WAITS = (0.2, 2.0, 10.0)  # seconds before each further try to read
@@ -137,7 +140,7 @@ class _AlignedMaker:
                 a disk or network that fails for an hour would cost a share of the data set for ever.
         """
         try:
-            raw = _patiently(self.reader, item)
+            raw = patiently(functools.partial(self.reader, item), f"picture {item.key}")
         except ReadError:
             raise
         except _OF_THE_ITEM as error:
@@ -193,8 +196,12 @@ class _AlignedMaker:
         return encode_jpeg(face.image, self.config.quality) if kept is None else kept
 
 
-def _patiently(reader: Reader, item: Item) -> RawFace:
-    """Reads an item; a file that cannot be read is tried again, for network disks lose sight of files.
+def patiently(read: Callable[[], Content], what: str) -> Content:
+    """What `read` gives; a file that cannot be read is tried again, for network disks lose sight of files.
+
+    Args:
+        read: raises ReadError or OSError where a file cannot be read.
+        what: names it where the error does not.
 
     Raises:
         ReadError: not to be read at all; names the file.
@@ -202,14 +209,14 @@ def _patiently(reader: Reader, item: Item) -> RawFace:
     """
     for wait in _WAITS:
         try:
-            return reader(item)
+            return read()
         except (ReadError, OSError):
             time.sleep(wait)
     try:
-        return reader(item)
+        return read()
     except (ReadError, OSError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        file = getattr(cause, "filename", None) or f"picture {item.key}"
+        file = getattr(cause, "filename", None) or what
         reason = getattr(cause, "strerror", None) or str(error) or type(error).__name__
         raise ReadError(
             f"{file}: cannot be read ({reason}; tried {len(_WAITS) + 1} times): mend it or put an empty file "

@@ -35,8 +35,35 @@ def keyed_split(text: str, val_fraction: float) -> str:
         text: who it is where that is known (so that no person is in both), else the sample's key.
         val_fraction: share of "val", in [0, 1).
     """
+    return "val" if _mixed(text, "split") < val_fraction * 2**64 else "train"
+
+
+def fold_split(text: str, num_folds: int, fold: int) -> str:
+    """ "val" for one of `num_folds` parts, "train" for the others: the same on every machine.
+
+    Args:
+        text: who it is: no person is in two parts.
+        num_folds: 2 or more.
+        fold: which part is held out, from 1.
+    """
+    return "val" if _mixed(text, "fold") % num_folds == fold - 1 else "train"
+
+
+def check_fold(num_folds: int, fold: int) -> None:
+    """
+    Raises:
+        DataError: fewer than 2 folds, or no such fold.
+    """
+    if num_folds < 2:
+        raise DataError(f"num_folds={num_folds}: must be 2 or more")
+    if not 1 <= fold <= num_folds:
+        raise DataError(f"fold={fold}: must be from 1 to num_folds={num_folds}")
+
+
+def _mixed(text: str, stream: str) -> int:
+    """A number below 2**64 that is another for each text and purpose."""
     number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
-    return "val" if mix(stream_id("split"), number) < val_fraction * 2**64 else "train"
+    return mix(stream_id(stream), number)
 
 
 def key_of(name: str) -> str:

@@ -1,4 +1,7 @@
-"""Frames of a video, one after the other, upright. PyAV is optional: the extra `video` installs it."""
+"""Frames of a video, one after the other, upright: colour, or 16-bit grey to the bit.
+
+PyAV is optional: the extra `video` installs it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.align.decode import MAX_PIXELS
+from shards.frames import UInt16
 from shards.labels import DataError
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".ogv", ".ts")
@@ -33,6 +37,45 @@ class VideoFrame:
     index: int
     seconds: float | None
     picture: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a video says of itself: how many frames it has, and how many a second."""
+
+    num_frames: int
+    fps: float
+
+
+class DecodedFrame:
+    """One frame as the decoder has it: turned into pixels when it is asked for, so that others cost less."""
+
+    def __init__(self, index: int, seconds: float | None, frame: Any, aspect: Fraction | None) -> None:
+        """
+        Args:
+            index, seconds: as in `VideoFrame`.
+            frame: PyAV's. aspect: of its pixels.
+        """
+        self.index, self.seconds, self._frame, self._aspect = index, seconds, frame, aspect
+
+    def picture(self) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB, as in `VideoFrame`."""
+        return _upright(self._frame, self._aspect)
+
+    def plane(self) -> UInt16:
+        """(H, W) uint16, the very values that were encoded; rotated as the file asks for.
+
+        Raises:
+            DataError: not 16-bit grey.
+        """
+        name = self._frame.format.name
+        if name not in ("gray16le", "gray16be"):
+            raise DataError(
+                f"pixels of format {name}, not 16-bit grey: write it anew without loss, as by "
+                "ffmpeg -i IN -pix_fmt gray16le -c:v ffv1 OUT.mkv from 16-bit pictures"
+            )
+        values: UInt16 = self._frame.to_ndarray().astype(np.uint16)
+        return np.ascontiguousarray(np.rot90(values, round(self._frame.rotation / 90) % 4))
 
 
 def is_video(name: str) -> bool:
@@ -68,7 +111,37 @@ def count_frames(path: Path) -> int | None:
     return None
 
 
+def video_facts(path: Path) -> VideoFacts:
+    """How many frames a video has, and how many a second; its packets are counted where it does not say.
+
+    Raises:
+        DataError: see `read_frames`, or it states no rate; names the file and the remedy.
+    """
+    av = _library()
+    remedy = "fetch it again, or remove it with its labels"
+    try:
+        with av.open(_url(path), container_options=_OPTIONS) as container:
+            if not container.streams.video:
+                raise DataError(f"{path}: no picture stream in it; {remedy}")
+            stream = container.streams.video[0]
+            rate, count = stream.average_rate or stream.guessed_rate, int(stream.frames)
+            count = count or sum(1 for packet in container.demux(stream) if packet.size)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read the video: {_reason(error)}; {remedy}") from None
+    if not rate or count < 1:
+        raise DataError(f"{path}: the video states no rate, or has no frame; {remedy}")
+    if not 0.01 <= rate <= 1000:
+        raise DataError(f"{path}: states {float(rate):g} frames a second; write it anew with its true rate")
+    return VideoFacts(count, float(rate))
+
+
 def read_frames(path: Path) -> Iterator[VideoFrame]:
+    """Yields the frames of the first video stream as pictures; see `decode_frames`."""
+    for frame in decode_frames(path):
+        yield VideoFrame(frame.index, frame.seconds, frame.picture())
+
+
+def decode_frames(path: Path) -> Iterator[DecodedFrame]:
     """Yields the frames of the first video stream; holds a few at a time, however long the video is.
 
     Args:
@@ -89,10 +162,10 @@ def read_frames(path: Path) -> Iterator[VideoFrame]:
             start = stream.start_time or 0
             seconds: float | None = None
             for frame in container.decode(stream):
-                if frame.width * frame.height > MAX_PIXELS:
+                if _shown_width(frame.width, stream.sample_aspect_ratio) * frame.height > MAX_PIXELS:
                     raise DataError(f"frames of {frame.width}x{frame.height}: too many pixels")
                 seconds = None if frame.pts is None else float((frame.pts - start) * frame.time_base)
-                yield VideoFrame(index, seconds, _upright(frame, stream.sample_aspect_ratio))
+                yield DecodedFrame(index, seconds, frame, stream.sample_aspect_ratio)
                 index += 1
             if _breaks_off(stream, index, seconds):
                 raise DataError(
@@ -117,12 +190,15 @@ def _breaks_off(stream: Any, count: int, seconds: float | None) -> bool:
 
 def _upright(frame: Any, aspect: Fraction | None) -> NDArray[np.uint8]:
     """(H, W, 3) RGB as a player shows it."""
-    width = frame.width
-    if aspect and 0.1 < aspect < 10:
-        width = max(1, round(width * aspect))
+    width = _shown_width(frame.width, aspect)
     picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", width=width, height=frame.height)
     turns = round(frame.rotation / 90) % 4  # counterclockwise, as numpy's
     return np.ascontiguousarray(np.rot90(picture, turns))
+
+
+def _shown_width(width: int, aspect: Fraction | None) -> int:
+    """The width that makes pixels square."""
+    return max(1, round(width * aspect)) if aspect and 0.1 < aspect < 10 else width
 
 
 def _library() -> Any:

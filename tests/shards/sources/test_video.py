@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,21 @@ def test_a_folder_is_searched_for_pictures_and_videos(tmp_path: Path) -> None:
 def test_nothing_to_look_at_is_said(tmp_path: Path, name: str, named: str) -> None:
     with pytest.raises(DataError, match=named):
         Media(tmp_path / name)
+
+
+def test_pixels_that_are_wide_count_as_the_picture_they_become(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames of 64×64 whose pixels are four times as wide as high are 256×64 when they are shown."""
+    av: Any = pytest.importorskip("av")
+    path = tmp_path / "wide.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 1)
+        frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
+        container.mux([*stream.encode(frame), *stream.encode()])
+    assert next(read_frames(path)).picture.shape == (64, 256, 3)
+    monkeypatch.setattr("shards.sources.video.MAX_PIXELS", 64 * 255)
+    with pytest.raises(DataError, match="too many pixels"):
+        list(read_frames(path))
