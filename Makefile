@@ -23,7 +23,7 @@ FACEPRIOR := $(LAUNCHER) -m pipelines
 SETTINGS = $(if $(SHARDS),data.shards=$(SHARDS)) $(if $(RUN),run=$(RUN)) $(if $(INIT),init=$(INIT)) $(if $(CNN),cnn=$(CNN)) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock demo test lint types slow shards doctor pretrain finetune evaluate predict submission report bench slurm clean
+.PHONY: help setup lock demo test lint types slow shards doctor pretrain finetune evaluate predict submission report bench slurm reliability clean
 
 help:  ## list what can be made
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -73,10 +73,13 @@ types: setup  ## mypy, strict
 test: lint types  ## lint, types and tests [WORKERS=2]
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
+reliability: setup  ## kills, damage, hostile files, every layout: writes docs/reliability.md, in about 20 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability
+
 slow: setup  ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
-shards: setup  ## raw faces -> shards: SOURCE=folder|celeba|tars|affwild2|… SRC=… OUT=… [ARGS="align.size=112 …"]
+shards: setup  ## raw faces -> shards: SOURCE=folder|celeba|affwild2|rig|… SRC=… OUT=… [ARGS="align.size=112 …"]
 	$(BIN)/python -m pipelines shards build $(SOURCE) $(SRC) $(OUT) $(ARGS)
 
 doctor: setup  ## verify every byte and sample of SHARDS=a[,b]

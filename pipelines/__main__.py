@@ -64,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
     except _user_errors() as error:
         return _fail(error, 1)
+    except RuntimeError as error:
+        from pipelines.processes import plain_error
+
+        return _fail(plain_error(error), 1)
 
 
 def _leave_processes() -> None:
@@ -181,19 +185,27 @@ def _finetune(arguments: Arguments) -> int:
 def _add_evaluate(commands: Commands) -> None:
     text = "score a finished run on a split, with confidence intervals"
     parser = _command(commands, "evaluate", text, "evaluate runs/mtl/mtl_demo --split test", _evaluate)
-    parser.add_argument("run", type=Path, metavar="RUN", help="run directory or checkpoint folder")
+    named = "run directory or checkpoint folder; runs of a cross-validation (data.fold) are pooled too"
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=named)
     parser.add_argument("--split", default="val", choices=("train", "val", "test"))
     parser.add_argument("--shards", default="", help="other shards than the run's, comma-separated")
     parser.add_argument(
-        "--tune", action="store_true", help="choose AU thresholds and smoothing on this split, keep them"
+        "--tune",
+        action="store_true",
+        help="choose AU thresholds and smoothing (of valence and arousal of video: median, bias, scale and "
+        "delay) on this split, keep them for the others",
     )
     parser.add_argument("--batch-size", type=int, default=0)
 
 
 def _evaluate(arguments: Arguments) -> int:
-    from pipelines.evaluation import evaluate
+    from pipelines.evaluation import evaluate, evaluate_folds
 
-    evaluate(arguments.run, arguments.split, arguments.shards, arguments.tune, arguments.batch_size)
+    options = (arguments.split, arguments.shards, arguments.tune, arguments.batch_size)
+    if len(arguments.runs) == 1:
+        evaluate(arguments.runs[0], *options)
+    else:
+        evaluate_folds(arguments.runs, *options)
     return 0
 
 

@@ -25,6 +25,8 @@ from pretrain.config import EncoderConfig
 from pretrain.encoder import build_encoder, timm_arguments
 from pretrain.pixels import IMAGENET_MEAN, IMAGENET_STD
 from shards.files import clear_disk_errors, fsync_folder, sha256_file, write_atomic
+from shards.labels import DataError
+from shards.records import fingerprint
 
 FORMAT = "faceprior-checkpoint"
 VERSION = 1
@@ -205,7 +207,8 @@ class CheckpointStore:
         state["skipped"] = checkpoint.skipped
         write_atomic(folder / "state.json", json.dumps(state).encode())
         digests = {name: sha256_file(folder / name) for name in [*names, "state.json"]}
-        manifest = {**marks, "files": digests}
+        manifest: dict[str, Any] = {**marks, "files": digests}
+        manifest["checksum"] = fingerprint(manifest)
         write_atomic(folder / "manifest.json", json.dumps(manifest, indent=1).encode())
         fsync_folder(folder)
 
@@ -253,10 +256,13 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     for name in digests:
         verify_file(folder / name, digests)
     state = _read_json(folder / "state.json")
+    step, position, skipped = state.get("step"), state.get("position"), state.get("skipped", 0)
+    if type(step) is not int or type(position) is not int or type(skipped) is not int or step < 0:
+        raise DamagedError(f"{folder / 'state.json'}: no step and position")
     files = {
         Path(name).stem: read_tensors(folder / name) for name in digests if name.endswith(".safetensors")
     }
-    return Checkpoint(int(state["step"]), int(state["position"]), files, int(state.get("skipped", 0)))
+    return Checkpoint(step, position, files, skipped)
 
 
 def verify_file(path: Path, digests: Mapping[str, str] | None = None) -> None:
@@ -288,12 +294,13 @@ def _read_digests(folder: Path) -> dict[str, str]:
     if not isinstance(digests, dict) or "state.json" not in digests:
         raise DamagedError(f"{path}: lists no files")
     for name in digests:
-        if Path(name).name != name:
-            raise DamagedError(f"{path}: {name!r} is not a file name")
+        if not name or Path(name).name != name or "\0" in name:
+            raise DamagedError(f"{path}: {name!r:.120} is not a file name")
     return digests
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """A file of a checkpoint; what it says must fit its checksum, if it has one."""
     try:
         data = json.loads(path.read_bytes())
     except OSError as error:
@@ -302,8 +309,18 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DamagedError(f"{path}: not JSON") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise DamagedError(f"{path}: not a file of {FORMAT}")
+    checksum = data.pop("checksum", None)
+    try:
+        changed = checksum is not None and checksum != fingerprint(data)
+    except (DataError, ValueError):  # text that no UTF-8 holds
+        changed = True
+    if changed:
+        raise DamagedError(f"{path}: changed since it was written")
     if data.get("version") != VERSION:
-        raise CheckpointError(f"{path}: format version {data.get('version')!r}, this program reads {VERSION}")
+        raise CheckpointError(
+            f"{path}: format version {data.get('version')!r:.80}, this program reads {VERSION}: go on with "
+            "the faceprior that wrote it (run.json of its run says which), or start with run=OTHER"
+        )
     return data
 
 
@@ -333,10 +350,12 @@ def read_tensors(path: Path) -> TensorFile:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {}).get("faceprior", "{}"))
+            if not isinstance(facts, dict):
+                raise ValueError("its facts are no JSON object")
             return TensorFile({name: file.get_tensor(name) for name in file.keys()}, facts)  # noqa: SIM118
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file") from error
-    except (SafetensorError, ValueError, OSError) as error:
+    except (SafetensorError, ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
 
 
@@ -420,17 +439,43 @@ def load_encoder(path: Path) -> nn.Module:
     """The encoder of a run, checkpoint or encoder.safetensors, built from the file's own facts.
 
     Raises:
-        CheckpointError: not an encoder, or its tensors do not fit what it says it is.
+        CheckpointError: not an encoder, of another version, or its tensors do not fit what it says it is.
     """
     file = read_tensors(find_encoder(path))
     if file.facts.get("format") != "faceprior-encoder":
         raise CheckpointError(f"{path}: not an encoder of faceprior; bring others in with `faceprior import`")
-    encoder = build_encoder(EncoderConfig(**file.facts["config"]))
+    if file.facts.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: encoder format version {file.facts.get('version')!r:.80}, this program reads "
+            f"{VERSION}: use the faceprior that wrote it (run.json of its run says which)"
+        )
+    try:
+        config = EncoderConfig(**file.facts["config"])
+        check_encoder(config, file.tensors)
+        encoder = build_encoder(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not say what encoder it is ({error!r:.200})") from error
     try:
         encoder.load_state_dict(file.tensors, strict=True)
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return encoder
+
+
+def check_encoder(config: EncoderConfig, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Looks at sizes from a file before anything of that size is made.
+
+    Raises:
+        ValueError: an encoder of this configuration needs more than there is in `tensors`.
+    """
+    sizes = (*config.image_size, *(config.patch_size or ()), config.embed_dim, config.depth, config.num_heads)
+    if not all(size is None or (type(size) is int and size > 0) for size in sizes):
+        raise ValueError(f"sizes {sizes} are not whole numbers above 0")
+    total = sum(tensor.numel() for tensor in tensors.values())
+    dim, patch = config.embed_dim or 1, config.patch_size or (32, 32)
+    positions = config.image_size[0] * config.image_size[1] // (patch[0] * patch[1])
+    if (config.depth or 0) > len(tensors) or 4 * dim * dim > total or positions * dim > total:
+        raise ValueError(f"its tensors hold {total} numbers, fewer than an encoder of {sizes} has")
 
 
 def disk_free(path: Path) -> int:

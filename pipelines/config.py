@@ -27,10 +27,12 @@ from finetune.config import (
     HeadConfig,
     MRANConfig,
 )
+from pipelines.dataconfig import DataConfig, free
 from pretrain.config import EncoderConfig, MAEConfig
 from shards.config import ClipConfig, CropConfig, JitterConfig
 
 CONFIGS = Path(__file__).parent / "configs"
+_MAX_DEPTH = 20  # of a YAML file; settings have three levels
 
 
 class ConfigError(Exception):
@@ -43,30 +45,6 @@ def _check(config: Any, group: str, names: Sequence[str], positive: bool = False
         value = getattr(config, name)
         if not math.isfinite(value) or value < 0 or (positive and value == 0):
             raise ConfigError(f"{group}.{name}={value}: must be a number {'above' if positive else 'from'} 0")
-
-
-def _free(default: Any) -> Any:
-    """A field that cannot change results, so that a resumed run may change it."""
-    return field(default=default, metadata={"free": True})
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """What is read, and how.
-
-    Attributes:
-        shards: folders of shard sets, comma-separated; "" = the embedded default of rendered faces. A run
-            that goes on may find the same data elsewhere: it is known by its hash (`RunDir.check_data`).
-        window_shards: shards shuffled together.
-        order: "epoch" (each sample once in an epoch) or "weighted" (drawn with replacement, each expression
-            as often as every other; samples without one never).
-        num_workers: loader processes for each process; −1 = chosen by the number of cores.
-    """
-
-    shards: str = _free("")
-    order: str = "epoch"
-    window_shards: int = 16
-    num_workers: int = _free(-1)
 
 
 @dataclass(frozen=True)
@@ -130,22 +108,22 @@ class TrainConfig:
         threads: of torch on a CPU; 0 = as many as the cores of this process's share.
     """
 
-    epochs: float = _free(800.0)
+    epochs: float = free(800.0)
     global_batch_size: int = 4096
-    batch_size: int = _free(0)
+    batch_size: int = free(0)
     precision: str = "fp32"
-    compile: bool = _free(False)
-    grad_checkpointing: bool = _free(False)
-    nonfinite: str = _free("stop")
-    max_skipped: int = _free(10)
-    log_every: int = _free(20)
-    save_every: int = _free(1000)
-    save_minutes: float = _free(15.0)
-    keep: int = _free(2)
-    keep_every: int = _free(0)
-    stop_at_step: int = _free(0)
-    tensorboard: bool = _free(False)
-    threads: int = _free(0)
+    compile: bool = free(False)
+    grad_checkpointing: bool = free(False)
+    nonfinite: str = free("stop")
+    max_skipped: int = free(10)
+    log_every: int = free(20)
+    save_every: int = free(1000)
+    save_minutes: float = free(15.0)
+    keep: int = free(2)
+    keep_every: int = free(0)
+    stop_at_step: int = free(0)
+    tensorboard: bool = free(False)
+    threads: int = free(0)
 
     def __post_init__(self) -> None:
         _check(self, "train", ("epochs", "global_batch_size", "log_every"), positive=True)
@@ -169,12 +147,12 @@ class EvalConfig:
         pictures: faces drawn as original | masked | reconstruction | pasted.
     """
 
-    every: int = _free(0)
-    batch_size: int = _free(64)
-    max_samples: int = _free(2000)
-    probe_train: int = _free(2000)
-    probe_val: int = _free(1000)
-    pictures: int = _free(10)
+    every: int = free(0)
+    batch_size: int = free(64)
+    max_samples: int = free(2000)
+    probe_train: int = free(2000)
+    probe_val: int = free(1000)
+    pictures: int = free(10)
 
     def __post_init__(self) -> None:
         _check(self, "eval", ("batch_size",), positive=True)
@@ -201,7 +179,7 @@ class RunConfig:
 
     task: str = "pretrain"
     model: str = ""
-    run: str = _free("")
+    run: str = free("")
     seed: int = 0
     init: str = ""
     cnn: str = ""
@@ -318,7 +296,15 @@ def leaves(config: Any, prefix: str = "") -> list[tuple[str, Any, bool]]:
 def _read_yaml(path: Path) -> Mapping[str, Any]:
     """The file as nested mappings of texts: no tags, no guessing of types."""
     try:
-        data = yaml.load(path.read_text(), Loader=yaml.BaseLoader)  # builds texts, lists and mappings only
+        text = path.read_text()
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.BaseLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):  # a few lines of them can stand for billions of settings
+                raise yaml.YAMLError(f"*{event.anchor}: aliases are not read; write it out")
+            if depth > _MAX_DEPTH:
+                raise yaml.YAMLError(f"nested more than {_MAX_DEPTH} deep")
+        data = yaml.load(text, Loader=yaml.BaseLoader)  # builds texts, lists and mappings only
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {error}") from error
     if data in (None, ""):

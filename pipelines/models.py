@@ -17,7 +17,14 @@ from finetune.dan import DAN, CenteredDAN, DANConfig, class_order
 from finetune.emma import EMMA, FaceViT
 from finetune.emotionnet import EmotionNet
 from finetune.mran import MRAN, build_mran
-from pipelines.checkpoint import CheckpointError, TensorFile, describe, find_file, read_tensors
+from pipelines.checkpoint import (
+    CheckpointError,
+    TensorFile,
+    check_encoder,
+    describe,
+    find_file,
+    read_tensors,
+)
 from pretrain.config import EncoderConfig
 from pretrain.encoder import VisionTransformer, build_encoder
 from shards.config import ClipConfig
@@ -206,14 +213,17 @@ def load_model(path: Path) -> LoadedModel:
     """
     file_path = find_file(path, "model.safetensors", "best")
     file = read_tensors(file_path)
-    if not isinstance(file.facts, Mapping) or file.facts.get("format") != FORMAT:
+    if file.facts.get("format") != FORMAT:
         raise CheckpointError(f"{file_path}: not a finetuned model; give a run of `faceprior finetune`")
     if file.facts.get("version") != VERSION:
         raise CheckpointError(
-            f"{file_path}: model format version {file.facts.get('version')!r}, this program reads {VERSION}"
+            f"{file_path}: model format version {file.facts.get('version')!r:.80}, this program reads "
+            f"{VERSION}: use the faceprior that wrote it (run.json of its run says which)"
         )
     try:
         spec = spec_from_facts(file.facts["spec"])
+        if spec.kind in ("emma", "vit", "cotex", "mran"):
+            check_encoder(spec.encoder, file.tensors)
         model = build_model(spec)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{file_path}: does not say what model it is ({error!r})") from error

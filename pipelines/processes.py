@@ -31,6 +31,27 @@ class PeerError(DataError):
     """Another process of the run could not go on; says which, and why."""
 
 
+def plain_error(error: RuntimeError) -> DataError:
+    """What torch raises where another process has died, in words; any other error is raised as it is.
+
+    It can come at any line: torch looks after its loader processes in a signal handler, and the process group
+    notices a lost connection in whatever it exchanges.
+    """
+    text = str(error)
+    if "DataLoader worker" in text:
+        cause = text.strip().splitlines()[0].rstrip(". ")
+        return DataError(
+            f"a loader process died ({cause}): short of memory, or killed. Lower data.num_workers if it "
+            "happens again; the same command goes on from the last checkpoint"
+        )
+    if isinstance(error, dist.DistError) or "/gloo/" in text:
+        return PeerError(
+            f"the connection to another process of the run was lost ({text.strip().splitlines()[0]:.300}): "
+            "what ended it is in its own messages; the same command goes on from the last checkpoint"
+        )
+    raise error
+
+
 class Processes:
     """This process among the others of the run."""
 

@@ -22,6 +22,7 @@ from shards.files import clear_disk_errors, locked, write_atomic
 from shards.labels import DataError
 
 RUNS = Path("runs")
+_VERSION = 1  # of run.json
 End = Literal["finished", "stopped"]
 
 
@@ -72,7 +73,7 @@ class RunDir:
         self._locks.enter_context(locked(self.path / ".lock"))
         saved = self.path / "config.yaml"
         if saved.exists() and self.has_saved:
-            changed = differences(load_config(str(saved)), config)
+            changed = differences(self._saved_config(saved), config)
             if changed:
                 listing = "; ".join(f"{key} was {old!r}, now {new!r}" for key, (old, new) in changed.items())
                 raise ConfigError(
@@ -81,11 +82,20 @@ class RunDir:
                 )
         write_atomic(saved, to_yaml(config).encode())
 
+    def _saved_config(self, path: Path) -> RunConfig:
+        try:
+            return load_config(str(path))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}. This run was begun by another version of faceprior, or its file was changed: go "
+                "on with the version that run.json names, or start another run with run=DIR"
+            ) from error
+
     def facts(self) -> dict[str, Any]:
         """What run.json says; nothing if there is none.
 
         Raises:
-            DataError: it is damaged.
+            DataError: it is damaged, or of another version.
         """
         path = self.path / "run.json"
         try:
@@ -96,7 +106,14 @@ class RunDir:
             raise DataError(
                 f"{path}: not JSON ({error}); restore it, or remove it to begin it anew"
             ) from error
-        return facts if isinstance(facts, dict) else {}
+        if not isinstance(facts, dict):
+            raise DataError(f"{path}: no JSON object; restore it, or remove it to begin it anew")
+        if facts.get("version", _VERSION) != _VERSION:
+            raise DataError(
+                f"{path}: format version {facts['version']!r:.80}, this program reads {_VERSION}: go on "
+                "with the faceprior that wrote it, or start another run with run=DIR"
+            )
+        return facts
 
     def check_data(self, data: Mapping[str, Any]) -> None:
         """Compares the data of a run that goes on with those that it learned from before, wherever they lie.
@@ -132,7 +149,7 @@ class RunDir:
         now = {**environment(device), **facts}
         start = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, **now}
         starts = [*before.pop("starts", []), start]
-        whole = {"format": "faceprior-run", "version": 1, **now, **before}
+        whole = {"format": "faceprior-run", "version": _VERSION, **now, **before}
         whole |= {"total_steps": facts["total_steps"], "starts": starts}
         write_atomic(self.path / "run.json", json.dumps(whole, indent=1).encode())
 

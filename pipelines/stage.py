@@ -113,7 +113,7 @@ def run_stage(config: RunConfig, name: str, build_parts: Callable[[Context], Par
         try:
             processes.together(lambda: run.open(config))
             checkpoint = load_agreed(store, processes)
-            splits = open_splits(config.data, processes, config.data_kind)
+            splits = open_splits(config.data, processes, config.data_kind, run.path / "damaged.json")
             plan = plan_run(config, splits.train, processes)
             saved = {name: file.facts for name, file in checkpoint.files.items()} if checkpoint else {}
             context = Context(config, run, splits, plan, processes, accelerator.device, saved)
@@ -206,6 +206,7 @@ def data_facts(train: ShardSet) -> dict[str, Any]:
         "licences": [manifest.licence for manifest in train.manifests],
         "rendered": train.rendered,
         "num_samples": len(train),
+        "num_left_out": sum(part.count for part in train.left_out),
         "alignment": [dict(manifest.alignment) for manifest in train.manifests],
     }
 

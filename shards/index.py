@@ -14,7 +14,7 @@ import functools
 import json
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,12 @@ class Index:
         row = self.samples[sample]
         start = int(row["key_offset"])
         return self.keys_blob[start : start + int(row["key_size"])].decode()
+
+    def keys(self) -> Iterator[bytes]:
+        """The keys of all samples, UTF-8, in order."""
+        starts = self.samples["key_offset"].tolist()
+        for start, size in zip(starts, self.samples["key_size"].tolist(), strict=True):
+            yield self.keys_blob[start : start + size]
 
     def rows(self) -> list[IndexRow]:
         """All samples, as `index_bytes` takes them.
@@ -242,3 +248,6 @@ def _check_tables(index: Index, wrong: Any) -> None:
         or int(samples["key_size"].min()) == 0
     ):
         raise wrong("a sample lies outside the tables")
+    blob = np.frombuffer(index.keys_blob + b"\0", np.uint8)  # 10xxxxxx goes on with a character
+    if any(((blob[at] & 0xC0) == 0x80).any() for at in (samples["key_offset"], key_ends)):
+        raise wrong("a key ends within a character")

@@ -15,13 +15,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from shards.build import QUARANTINE, write_manifest
+from shards.build import write_manifest
 from shards.clips import decode_clip_labels
 from shards.files import write_atomic
 from shards.frames import parse_frame
 from shards.index import IndexRow, index_bytes, parse_index
 from shards.labels import AU12, EXPR8, ClipLabels, DataError, FaceLabels
 from shards.manifest import INDEXED, NAME, Manifest, ShardEntry, load_manifest, save_manifest
+from shards.quarantine import QUARANTINE
 from shards.reading import Place, TarBytes
 from shards.records import LabelSpace
 from shards.shardjob import PARTS
@@ -31,6 +32,7 @@ from shards.tars import WrittenTar, scan_tar
 
 _LOG = logging.getLogger(__name__)
 _MAX_NAMES = 1000
+_MAX_JSON = 64_000_000  # bytes: the longest clip's labels have a few
 
 
 def index_tars(tars: Sequence[Path], out: Path, split: str, name: str, licence: str) -> Manifest:
@@ -158,9 +160,12 @@ def _read_labels(
     with closing(TarBytes(tar)) as file:
         for row in rows:
             places = [Place(*member) for member in row.members if member[0] == "json"]
-            members = file.read_members(places) if places else {}
+            where = f"{tar}: sample {row.key}"
             try:
-                yield decode(RawSample(row.key, members, f"{tar}: sample {row.key}"))
+                if any(place.size > _MAX_JSON for place in places):
+                    raise DataError(f"{where}: labels of more than {_MAX_JSON // 10**6} MB")
+                members = file.read_members(places) if places else {}
+                yield decode(RawSample(row.key, members, where))
             except DataError as error:
                 yield error
 

@@ -79,15 +79,17 @@ class Manifest:
 
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes `folder/manifest.json`, whole or not at all."""
-    write_atomic(folder / NAME, json.dumps(manifest.to_json(), indent=1).encode())
+    """Writes `folder/manifest.json`, whole or not at all, with a checksum of what it says."""
+    data = {**manifest.to_json(), "checksum": manifest.hash}
+    write_atomic(folder / NAME, json.dumps(data, indent=1).encode())
 
 
 def load_manifest(folder: Path) -> Manifest:
     """Reads `folder/manifest.json`.
 
     Raises:
-        DataError: no manifest, not JSON, of another version, or a field missing or of the wrong type.
+        DataError: no manifest, not JSON, of another version, changed since it was written (those written
+            before there were checksums have none), or a field missing or of the wrong type.
     """
     path = folder / NAME
     remedy = (
@@ -109,7 +111,10 @@ def load_manifest(folder: Path) -> Manifest:
         raise DataError(
             f"{path}: format version {data.get('version')!r}, this program reads {VERSION}; {remedy}"
         )
+    checksum = data.pop("checksum", None)
     try:
+        if checksum is not None and checksum != fingerprint(data):
+            raise ValueError("changed since it was written; if on purpose, remove its line `checksum`")
         return _parse(data)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); {remedy}") from error

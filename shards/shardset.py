@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 import functools
 import hashlib
 import logging
@@ -23,6 +24,7 @@ from shards.template import relative_geometry
 
 _LOG = logging.getLogger(__name__)
 _MAX_OPEN = 64
+_MAX_BYTES = 256_000_000  # of one member, which is read at once
 _INDEX_REMEDY = "restore it, or make it anew from its tar with `faceprior shards index {folder}`"
 
 
@@ -35,21 +37,44 @@ class RawSample:
     where: str
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A damaged sample, or shard, that is not to be used; see `shards.damage`.
+
+    Attributes:
+        folder: number of the split folder among those of the set.
+        tar: its name.
+        key: of the sample; "" = the whole shard.
+        count: samples.
+        reason: what is wrong with it.
+    """
+
+    folder: int
+    tar: str
+    key: str
+    count: int
+    reason: str
+
+
 class ShardSet:
     """Samples of one or several split folders, numbered through: 0 … len−1.
 
     Picklable; each process opens its own handles.
     """
 
-    def __init__(self, folders: Sequence[Path]) -> None:
+    def __init__(
+        self, folders: Sequence[Path], left_out: Sequence[LeftOut] = (), check_sizes: bool = True
+    ) -> None:
         """Reads manifests and indexes.
 
         Args:
             folders: split folders, each with a manifest.
+            left_out: what is not to be used, as if it were not there: such samples have no number.
+            check_sizes: of the tars; not of those of which something is left out.
 
         Raises:
             DataError: a folder without manifest, an index that is damaged or of another tar, a tar that is
-                missing or of another size, sets that cannot be joined.
+                missing or of another size, a key twice in a folder, sets that cannot be joined.
         """
         if not folders:
             raise DataError("no shards given: set SHARDS=folder (or SHARDS=a,b to join sets)")
@@ -57,15 +82,31 @@ class ShardSet:
         self.manifests: list[Manifest] = [load_manifest(folder) for folder in self.folders]
         self.label_space = _joined_space(self.manifests, self.folders)
         _check_geometry(self.manifests, self.folders)
+        self.left_out = tuple(left_out)
+        self._chosen = ""  # fingerprint of the samples chosen by `only`
         self._tars: list[Path] = []
         self._indexes: list[Index] = []
-        for folder, manifest in zip(self.folders, self.manifests, strict=True):
+        self._rows: list[NDArray[np.int64]] = []
+        self._folder_numbers: list[int] = []
+        for number, (folder, manifest) in enumerate(zip(self.folders, self.manifests, strict=True)):
+            keys = _KeyCheck(folder)
             for entry in manifest.shards:
-                tar = folder / entry.tar
-                _check_size(tar, entry.tar_size)
-                self._indexes.append(_open_index(folder / entry.index, entry.index_sha256, tar.name))
-                self._tars.append(tar)
-        self.shard_sizes: NDArray[np.int64] = np.array([len(index) for index in self._indexes], np.int64)
+                unused = {part.key for part in left_out if (part.folder, part.tar) == (number, entry.tar)}
+                if "" in unused:
+                    continue
+                if check_sizes and not unused:
+                    _check_size(folder / entry.tar, entry.tar_size)
+                index = _open_index(folder / entry.index, entry.index_sha256, entry.tar)
+                keys.add(index)
+                self._indexes.append(index)
+                self._tars.append(folder / entry.tar)
+                rows = np.arange(len(index))
+                self._rows.append(
+                    rows[[index.key(row) not in unused for row in range(len(index))]] if unused else rows
+                )
+                self._folder_numbers.append(number)
+            keys.check()
+        self.shard_sizes: NDArray[np.int64] = np.array([len(rows) for rows in self._rows], np.int64)
         self._starts: list[int] = [0, *np.cumsum(self.shard_sizes).tolist()]
         self._opened: OrderedDict[int, TarBytes] = OrderedDict()
         if not len(self):
@@ -79,8 +120,10 @@ class ShardSet:
 
     @property
     def hash(self) -> str:
-        """Names this very data: the fingerprint of the manifests, in order."""
-        return fingerprint([manifest.hash for manifest in self.manifests])
+        """Names this very data: the fingerprint of the manifests, in order, and what of them is not used."""
+        unused = [[part.folder, part.tar, part.key] for part in self.left_out]
+        rest = [*([unused] if unused else []), *([self._chosen] if self._chosen else [])]
+        return fingerprint([*(manifest.hash for manifest in self.manifests), *rest])
 
     @property
     def rendered(self) -> bool:
@@ -90,7 +133,37 @@ class ShardSet:
     @functools.cached_property
     def expr(self) -> NDArray[np.int16]:
         """(N,) expression class of every sample from the index, −1 where missing."""
-        return np.concatenate([index.samples["expr"] for index in self._indexes])
+        return np.concatenate(
+            [index.samples["expr"][rows] for index, rows in zip(self._indexes, self._rows, strict=True)]
+        )
+
+    def only(self, samples: Sequence[int]) -> ShardSet:
+        """These samples alone, numbered anew in the order in which they are stored.
+
+        Args:
+            samples: their numbers here, of one at least.
+        """
+        wanted = np.zeros(len(self), bool)
+        wanted[np.asarray(samples, np.int64)] = True
+        spans = zip(self._rows, self._starts, self._starts[1:])
+        kept = [rows[wanted[start:end]] for rows, start, end in spans]
+        used = [number for number, rows in enumerate(kept) if len(rows)]
+        part = copy.copy(self)
+        part.__dict__.pop("expr", None)
+        part._tars = [self._tars[number] for number in used]
+        part._indexes = [self._indexes[number] for number in used]
+        part._rows = [kept[number] for number in used]
+        part._folder_numbers = [self._folder_numbers[number] for number in used]
+        part.shard_sizes = np.array([len(rows) for rows in part._rows], np.int64)
+        part._starts = [0, *np.cumsum(part.shard_sizes).tolist()]
+        part._opened = OrderedDict()
+        part._chosen = fingerprint([self._chosen, np.flatnonzero(wanted).tolist()])
+        return part
+
+    def place(self, sample: int) -> tuple[int, str]:
+        """Number of a sample's folder, and the name of its tar."""
+        shard, _ = self._locate(sample)
+        return self._folder_numbers[shard], self._tars[shard].name
 
     def key(self, sample: int) -> str:
         """The key of a sample."""
@@ -117,6 +190,8 @@ class ShardSet:
         places = places_of(index.extensions, rows.tolist())
         key = index.key(row)
         where = f"{self._tars[shard]}: sample {key}"
+        if any(place.size > _MAX_BYTES for place in places):
+            raise DataError(f"{where}: a member larger than {_MAX_BYTES // 10**6} MB; pack it without")
         try:
             return RawSample(key, self._open(shard).read_members(places), where)
         except MemberError as damage:
@@ -133,7 +208,7 @@ class ShardSet:
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} of {len(self)}")
         shard = bisect.bisect_right(self._starts, sample) - 1
-        return shard, sample - self._starts[shard]
+        return shard, int(self._rows[shard][sample - self._starts[shard]])
 
     def _open(self, shard: int) -> TarBytes:
         """One tar, to be read; at most `_MAX_OPEN` are open at once."""
@@ -142,6 +217,55 @@ class ShardSet:
             self._opened.popitem(last=False)[1].close()
         self._opened[shard] = opened
         return opened
+
+
+class _KeyCheck:
+    """Whether any key of a folder occurs twice: eight bytes a sample, until it is known."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._indexes: list[Index] = []
+        self._hashes: list[NDArray[np.int64]] = []
+
+    def add(self, index: Index) -> None:
+        self._indexes.append(index)
+        self._hashes.append(np.fromiter(map(hash, index.keys()), np.int64, len(index)))
+
+    def check(self) -> None:
+        """
+        Raises:
+            DataError: a key occurs twice.
+        """
+        hashes = np.sort(np.concatenate([np.zeros(0, np.int64), *self._hashes]))
+        suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        seen: dict[str, str] = {}
+        for index, hashed in zip(self._indexes, self._hashes, strict=True):
+            for i in np.flatnonzero(np.isin(hashed, list(suspects))).tolist() if suspects else []:
+                key = index.key(i)
+                if key in seen:
+                    raise DataError(
+                        f"{self._folder / index.tar_name}: sample {key!r:.120} is in {seen[key]} too: keys "
+                        "must be unique in a split; run `faceprior doctor`, then build the set again"
+                    )
+                seen[key] = index.tar_name
+
+
+def whole_shards(folders: Sequence[Path]) -> list[LeftOut]:
+    """The shards of split folders of which it is not known what is in them: index or tar cannot be used.
+
+    Raises:
+        DataError: a manifest cannot be read.
+    """
+    found = []
+    for number, folder in enumerate(folders):
+        for entry in load_manifest(folder).shards:
+            try:
+                _open_index(folder / entry.index, entry.index_sha256, entry.tar)
+                if not (folder / entry.tar).is_file():
+                    raise DataError(f"{folder / entry.tar}: missing, though the manifest lists it")
+            except DataError as error:
+                found.append(LeftOut(number, entry.tar, "", entry.num_samples, str(error)))
+    return found
 
 
 def open_shards(shards: str | Sequence[str | Path], split: str) -> ShardSet:
@@ -154,6 +278,15 @@ def open_shards(shards: str | Sequence[str | Path], split: str) -> ShardSet:
     Raises:
         DataError: no such folder, no such split in it, or a damaged set.
     """
+    return ShardSet(split_folders(shards, split))
+
+
+def split_folders(shards: str | Sequence[str | Path], split: str) -> list[Path]:
+    """The folders of one split of one or several sets; see `open_shards`.
+
+    Raises:
+        DataError: no such folder, or no such split in it.
+    """
     folders = []
     for set_folder in set_folders(shards):
         folder = find_split(set_folder, split)
@@ -163,7 +296,7 @@ def open_shards(shards: str | Sequence[str | Path], split: str) -> ShardSet:
                 "build them with `make shards SOURCE=… SRC=… OUT=…`"
             )
         folders.append(folder)
-    return ShardSet(folders)
+    return folders
 
 
 def set_folders(shards: str | Sequence[str | Path]) -> list[Path]:

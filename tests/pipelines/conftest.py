@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune.metrics import bootstrap
 from tests.pipelines.tiny import train
 from tests.shards.faces import build_smooth
 
@@ -25,6 +26,14 @@ def finished(smooth: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(run.parent)
         assert train(smooth, run) == 0
     return run
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of figures that do not look at their intervals, which take most of the time."""
+    monkeypatch.setattr(
+        "pipelines.scores.bootstrap", lambda figure, groups, _, seed: bootstrap(figure, groups, 5, seed)
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -25,11 +25,20 @@ from pipelines.checkpoint import (
 )
 from shards.files import sha256_file
 from shards.labels import DataError
+from shards.records import fingerprint
 
 
 def checkpoint(step: int, value: float = 0.0) -> Checkpoint:
     file = TensorFile({"w": torch.full((3, 2), value or float(step))}, {"format": "test", "z": 1, "a": 2})
     return Checkpoint(step, step * 16, {"model": file, "optimizer": file})
+
+
+def rewrite(path: Path, **values: object) -> None:
+    """Sets values of a JSON file, as a program of another version would have written it."""
+    data = {
+        name: value for name, value in json.loads(path.read_text()).items() if name != "checksum"
+    } | values
+    path.write_text(json.dumps({**data, "checksum": fingerprint(data)}))
 
 
 def test_round_trip_and_equal_bytes(tmp_path: Path) -> None:
@@ -95,7 +104,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_damaged(
     store.save(checkpoint(5))
     path = store.save(checkpoint(10)) / "manifest.json"
     if reason == "version":
-        path.write_text(json.dumps({**json.loads(path.read_text()), "version": 2}))
+        rewrite(path, version=2)
     else:
         assert isinstance(reason, int)
 
@@ -148,17 +157,15 @@ def test_what_a_killed_save_left_behind_does_not_disturb(tmp_path: Path) -> None
 
 def test_another_version_is_refused_by_name(tmp_path: Path) -> None:
     folder = CheckpointStore(tmp_path).save(checkpoint(5))
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
-    with pytest.raises(CheckpointError, match="version 99"):
+    rewrite(folder / "manifest.json", version=99)
+    with pytest.raises(CheckpointError, match=r"version 99.*run\.json"):
         read_checkpoint(folder)
 
 
 def test_a_manifest_that_points_elsewhere_is_refused(tmp_path: Path) -> None:
     folder = CheckpointStore(tmp_path).save(checkpoint(5))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["../../etc/passwd"] = "0"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rewrite(folder / "manifest.json", files={**manifest["files"], "../../etc/passwd": "0"})
     with pytest.raises(CheckpointError, match="not a file name"):
         read_checkpoint(folder)
 
@@ -170,8 +177,8 @@ def test_how_many_updates_were_skipped_is_kept_and_was_not_always(tmp_path: Path
     del state["skipped"]
     (folder / "state.json").write_text(json.dumps(state))
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["state.json"] = sha256_file(folder / "state.json")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    digest = sha256_file(folder / "state.json")
+    rewrite(folder / "manifest.json", files={**manifest["files"], "state.json": digest})
     assert read_checkpoint(folder).skipped == 0
 
 

@@ -54,7 +54,13 @@ def test_bad_settings_are_refused(setting: str, named: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["- 1\n- 2\n", "seed: !!python/object/apply:os.system ['true']\n", "seed: [1\n", "run: ${oc.env:HOME}\n"],
+    [
+        "- 1\n- 2\n",
+        "seed: !!python/object/apply:os.system ['true']\n",
+        "seed: [1\n",
+        "run: ${oc.env:HOME}\n",
+        "a: &a {x: 1}\nb: *a\n",
+    ],
 )
 def test_hostile_files_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "bad.yaml").write_text(text)

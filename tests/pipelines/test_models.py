@@ -186,7 +186,7 @@ def test_files_of_others_are_refused(tmp_path: Path):
     with pytest.raises(CheckpointError, match="not a finetuned model; give a run of `faceprior finetune`"):
         load_model(path)
     save_file({"weight": torch.zeros(2)}, path, {"faceprior": "[1]"})
-    with pytest.raises(CheckpointError, match="not a finetuned model"):
+    with pytest.raises(CheckpointError, match="its facts are no JSON object"):
         load_model(path)
     encoder = build_model(VIT).encoder  # type: ignore[union-attr]
     write_tensors(path, encoder_file(encoder, ENCODER, [], False))  # type: ignore[arg-type]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
+import io
+import json
 import os
 import signal
 import subprocess
@@ -23,6 +26,7 @@ from shards.build import BuildConfig, build, merge, parse_part
 from shards.indexing import index_tars
 from shards.labels import DataError
 from shards.manifest import load_manifest
+from shards.quarantine import quarantine_csv
 from shards.records import Encoded, Item, Maker, Rejected
 from shards.shardset import open_shards
 from tests.shards.faces import SmoothFaces, build_smooth, smooth_jpeg
@@ -93,6 +97,23 @@ def test_what_is_left_out_is_listed_with_its_reason(tmp_path: Path) -> None:
     lines = (out / "train" / "quarantine.csv").read_text().splitlines()
     assert manifest.num_quarantined == 10 and manifest.num_samples == 80 and manifest.num_items == 90
     assert lines[0] == "key,reason" and lines[1] == "train-0000,no face" and len(lines) == 11
+
+
+def test_no_cell_of_the_quarantine_list_begins_a_formula() -> None:
+    text = quarantine_csv([("a", "=1"), ("b", "x\r=1"), ("c", "@x")]).decode()
+    cells = [cell for row in csv.reader(io.StringIO(text, newline="")) for cell in row]
+    assert cells == ["key", "reason", "a", "'=1", "b", "x\\r=1", "c", "'@x"]
+
+
+def test_a_manifest_that_was_changed_is_refused_and_one_without_checksum_is_read(tmp_path: Path) -> None:
+    path = build_smooth(tmp_path / "set", counts={"train": 4}) / "train" / "manifest.json"
+    whole, data = load_manifest(path.parent), json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"licence": "CC1"}))
+    with pytest.raises(DataError, match="changed since it was written"):
+        load_manifest(path.parent)
+    del data["checksum"]
+    path.write_text(json.dumps(data))
+    assert load_manifest(path.parent) == whole
 
 
 def test_too_much_quarantined_is_refused_with_the_remedy(tmp_path: Path) -> None:

@@ -73,6 +73,12 @@ def test_keys_that_are_no_text_are_refused_though_the_checksum_is_right() -> Non
         parse_index(bytes(data), "x.idx")
 
 
+@pytest.mark.parametrize(("field", "value"), [("key_size", 4), ("key_offset", 4)])
+def test_keys_that_end_within_a_character_are_refused(field: str, value: int) -> None:
+    with pytest.raises(DataError, match="ends within a character"):
+        parse_index(changed(field, value), "x.idx")
+
+
 def test_rows_are_what_the_index_was_made_of() -> None:
     index = parse_index(index_bytes("x.tar", 10240, "ab" * 32, ROWS), "x.idx")
     assert index.rows() == ROWS
