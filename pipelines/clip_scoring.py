@@ -93,7 +93,7 @@ def clip_predictions(split: str, shards: ShardSet, columns: Mapping[str, Tensor]
     frame = columns["frame"].numpy().astype(np.int64)
     clips = np.unique(sample)
     names = dict(zip(clips.tolist(), unique_keys([shards.key(clip) for clip in clips.tolist()]), strict=True))
-    groups = {clip: read_clip_labels(shards, clip).group or names[clip] for clip in clips.tolist()}
+    groups = _recordings(shards, names)
     count = len(sample)
     return build_predictions(
         split,
@@ -110,3 +110,19 @@ def clip_predictions(split: str, shards: ShardSet, columns: Mapping[str, Tensor]
         au_probs=None,
         va_pred=np.clip(columns["va"].numpy(), -1, 1),
     )
+
+
+def _recordings(shards: ShardSet, names: Mapping[int, str]) -> dict[int, str]:
+    """The recording of each clip; those of joined sets are not the same, though they be called so.
+
+    Args:
+        shards: of all clips.
+        names: unique name of each clip, which stands for a recording that is not named.
+    """
+    sets = list(dict.fromkeys(folder.parent for folder in shards.folders))
+    found = {}
+    for clip, name in names.items():
+        number = sets.index(shards.folders[shards.place(clip)[0]].parent)
+        group = read_clip_labels(shards, clip).group or name
+        found[clip] = f"{group}~{number}" if number else group
+    return found

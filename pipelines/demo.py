@@ -1,4 +1,4 @@
-"""Everything on the default faces, one stage after the other: prior, DAN, EMMA, masked CoTEX, one page."""
+"""Everything on the default faces and clips: prior, DAN, EMMA, masked CoTEX, MRAN, and one page of all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pipelines.rundir import RUNS
 from pipelines.stage import run_path, run_stage
 from pipelines.unread import refuse_unread
 
-STAGES = ("pretrain_demo", "dan_demo", "mtl_demo", "lsd_demo")
+STAGES = ("pretrain_demo", "dan_demo", "mtl_demo", "lsd_demo", "mran_demo")
 PAGE = RUNS / "demo.html"
 
 
@@ -22,12 +22,15 @@ def run_demo(settings: Sequence[str]) -> int:
     """Runs each stage unless it was finished before, then writes one report of all; see `stage.run_stage`.
 
     Args:
-        settings: `key=value` for every stage.
+        settings: `key=value` for every stage. Where they name shards, these are of faces, and MRAN, which
+            learns from clips, is left out.
 
     Returns:
         0, or the exit status of a stage that was stopped: the same command goes on from there.
     """
     configs = {name: load_config(name, settings) for name in STAGES}
+    if configs[STAGES[0]].data.shards:
+        configs = {name: config for name, config in configs.items() if config.data_kind == "faces"}
     for config in configs.values():
         check_schedule(config)
         refuse_unread(config, "mae" if config.task == "pretrain" else model_kind(config))

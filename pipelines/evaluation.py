@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipelines.config import ConfigError, RunConfig, load_config
-from pipelines.data import named_shards
+from pipelines.data import named_shards, open_split
 from pipelines.ensemble import mean_predictions
 from pipelines.finetuning import build_task
+from pipelines.folds import check_folds, pool
 from pipelines.loop import build_accelerator
 from pipelines.models import ModelSpec, load_model
 from pipelines.predictions import Predictions, read_csv
 from pipelines.processes import Processes
-from pipelines.scores import Scores, as_text, figures_of, is_labelled, score
-from pipelines.scoring import model_columns, to_predictions
-from pipelines.smoothing import Smoothing, choose_smoothing, smooth
+from pipelines.scores import Scores, as_text, is_labelled, score
+from pipelines.smoothing import smooth
+from pipelines.split_predictor import SplitPredictor
 from pipelines.stage import loader_workers, set_threads
 from pipelines.submission import (
     LSD_HEADER,
@@ -33,22 +29,11 @@ from pipelines.submission import (
     write_lsd,
     write_mtl,
 )
-from pipelines.thresholds import apply_thresholds, load_thresholds, save_thresholds, tune_thresholds
-from pretrain.task import Task
-from shards.files import clear_disk_errors, write_atomic
+from pipelines.thresholds import load_thresholds
+from pipelines.tuning import THRESHOLDS, kept_smoothing, score_run, tune
+from shards.files import clear_disk_errors
 from shards.labels import DataError
-from shards.shardset import ShardSet, open_shards
-
-_SIGMAS = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0)
-_MEDIANS = (3, 7, 15, 31)
-THRESHOLDS, SMOOTHING = "thresholds.json", "smoothing.json"
-
-
-class KeptSmoothing(NamedTuple):
-    """A smoothing and the name of the split that it was chosen on."""
-
-    smoothing: Smoothing
-    split: str
+from shards.shardset import open_shards
 
 
 def run_folder(run: Path) -> Path:
@@ -66,54 +51,6 @@ def run_folder(run: Path) -> Path:
 def run_config(run: Path) -> RunConfig:
     """The configuration of a run; see `run_folder`."""
     return load_config(str(run_folder(run) / "config.yaml"))
-
-
-@dataclass(frozen=True)
-class SplitPredictor:
-    """One split of faces or clips, and what it takes to predict it with models of one specification.
-
-    Attributes:
-        split: its name.
-        shards: the opened split.
-        spec: of the models.
-        task: that their run learned.
-        processes: all of them predict together.
-        device: that computes.
-        batch_size: of every batch.
-        num_workers: loader processes.
-    """
-
-    split: str
-    shards: ShardSet
-    spec: ModelSpec
-    task: Task[Any, Any]
-    processes: Processes
-    device: torch.device
-    batch_size: int
-    num_workers: int
-
-    def columns(self, model: nn.Module) -> dict[str, Tensor]:
-        """What `task.predict` says of each face or frame, with its labels; in every process.
-
-        Valence and arousal are clipped to [−1, 1], as in every file that is written of them.
-        """
-        columns = model_columns(
-            model.to(self.device),
-            self.task,
-            self.spec,
-            self.shards,
-            self.batch_size,
-            self.processes,
-            self.device,
-            self.num_workers,
-        )
-        if "va" in columns:
-            columns["va"] = columns["va"].clamp(-1, 1)
-        return columns
-
-    def predictions(self, columns: Mapping[str, Tensor]) -> Predictions:
-        """The same as the record that csv files hold."""
-        return to_predictions(self.split, self.shards, columns, self.spec, list(range(len(self.shards))))
 
 
 def open_predictor(
@@ -135,7 +72,9 @@ def open_predictor(
     processes = Processes()
     set_threads(config.train.threads)
     names = named_shards(shards or config.data.shards, processes, config.data_kind)
-    opened = open_shards(names, split)
+    opened = open_shards(names, split) if shards else open_split(config.data, names, split)
+    if shards and config.data.fold and processes.is_main:
+        print(f"--shards: taken whole; data.fold={config.data.fold} is of the run's own shards")
     space = opened.label_space
     if spec.expr and space.expr and tuple(space.expr) != spec.expr:
         raise DataError(
@@ -167,85 +106,18 @@ def predict_run(run: Path, split: str, shards: str = "", batch_size: int = 0) ->
     Raises:
         ConfigError, DataError, CheckpointError: no run, no such split, no model.
     """
+    predictor, model = _open(run, split, shards, batch_size)
+    columns = predictor.columns(model)
+    return predictor.predictions(columns) if predictor.processes.is_main else None
+
+
+def _open(run: Path, split: str, shards: str, batch_size: int) -> tuple[SplitPredictor, nn.Module]:
+    """A split and the run's model for it; says which checkpoint that is."""
     config, loaded = run_config(run), load_model(run)
     predictor = open_predictor(config, loaded.spec, split, shards, batch_size)
     if predictor.processes.is_main and loaded.checkpoint:
         print(f"{run}: {loaded.checkpoint}")
-    columns = predictor.columns(loaded.model)
-    return predictor.predictions(columns) if predictor.processes.is_main else None
-
-
-def score_run(run: Path, predictions: Predictions, tuned_here: bool = False) -> Scores:
-    """Scores with what `tune` chose for the run: smoothing over frames, and thresholds of action units.
-
-    Neither is used on the split that it was tuned on, where it would flatter, unless that is the wish.
-    """
-    smoothing = kept_smoothing(run)
-    if smoothing is not None and smoothing.smoothing.width:
-        if smoothing.split != predictions.split or tuned_here:
-            predictions = smooth(predictions, smoothing.smoothing)
-            print(f"smoothed as tuned on {smoothing.split}: {smoothing.smoothing}")
-        else:
-            print(f"not smoothed: the run's smoothing was tuned on this split ({smoothing.split})")
-    path = run / THRESHOLDS
-    if not path.is_file() or predictions.au_probs is None:
-        return score(predictions)
-    kept = load_thresholds(path)
-    notice = apply_thresholds(kept, predictions, allow_tuned_split=True).notice
-    if notice and not tuned_here:
-        return score(predictions, threshold_note="0.5 (the run's thresholds were tuned on this split)")
-    by_name = {unit.au: unit.threshold for unit in kept.units}
-    limits = [by_name[name] for name in predictions.au_names]
-    return score(predictions, limits, notice or f"thresholds tuned on split {kept.split}")
-
-
-def tune(run: Path, predictions: Predictions) -> list[str]:
-    """Chooses AU thresholds and, for videos, a smoothing on one named split, and keeps them with the run.
-
-    Args:
-        run: run directory, or a folder for those of an ensemble.
-        predictions: with labels.
-
-    Returns:
-        Lines that say what was chosen.
-    """
-    lines = []
-    if (predictions.frame >= 0).all() and all(predictions.group):
-        choice = choose_smoothing(
-            predictions,
-            [Smoothing("gaussian", sigma) for sigma in _SIGMAS] + [Smoothing("median", w) for w in _MEDIANS],
-            lambda smoothed: figures_of(smoothed)["score"](np.arange(len(smoothed))),
-        )
-        write_atomic(run / SMOOTHING, json.dumps(asdict(choice), indent=1).encode())
-        predictions = smooth(predictions, choice.smoothing)
-        lines.append(
-            f"smoothing: {choice.smoothing}; score {choice.score:.4f} on {choice.split} "
-            f"(without: {choice.scores[0][1]:.4f})"
-        )
-    if predictions.au_probs is not None and (predictions.au >= 0).any():
-        thresholds = tune_thresholds(predictions)
-        save_thresholds(thresholds, run / THRESHOLDS)
-        shown = ", ".join(f"{unit.au} {unit.threshold:.2f}" for unit in thresholds.units)
-        lines.append(f"thresholds, tuned on {thresholds.split}: {shown}")
-    return lines or ["nothing to tune: no action units, and no frame numbers"]
-
-
-def kept_smoothing(run: Path) -> KeptSmoothing | None:
-    """The smoothing that `tune` chose for a run, if it did.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    path = run / SMOOTHING
-    if not path.is_file():
-        return None
-    try:
-        data = json.loads(path.read_bytes())
-        chosen = data["smoothing"]
-        smoothing = Smoothing(str(chosen["kind"]), float(chosen["width"]), tuple(chosen["heads"]))
-        return KeptSmoothing(smoothing, str(data["split"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); tune again") from error
+    return predictor, loaded.model
 
 
 def evaluate(
@@ -253,19 +125,27 @@ def evaluate(
 ) -> Scores | None:
     """Predicts and scores one split; writes predictions/<split>.csv and scores/<split>.json of the run.
 
+    Of clips, what `pipelines.clip_views` makes comes with it.
+
     Args:
         run: run directory.
         split: which.
         shards: as for `predict_run`.
-        tune_here: choose thresholds and smoothing on this split, and keep them.
+        tune_here: choose thresholds, smoothing or post-processing on this split, and keep them: see `tune`.
         batch_size: as for `predict_run`.
 
     Returns:
         The scores in the main process; None if nothing is labelled.
     """
-    predictions = predict_run(run, split, shards, batch_size)
-    if predictions is None:
+    predictor, model = _open(run, split, shards, batch_size)
+    columns = predictor.columns(model)
+    if predictor.spec.kind == "mran":
+        from pipelines.clip_views import save_clip_views  # draws: half a second to load
+
+        save_clip_views(run / "predictions", predictor, model, columns)
+    if not predictor.processes.is_main:
         return None
+    predictions = predictor.predictions(columns)
     predictions.write_csv(run / "predictions" / f"{split}.csv")
     if tune_here:
         print("\n".join(tune(run, predictions)))
@@ -276,6 +156,48 @@ def evaluate(
     scores.save(run / "scores" / f"{split}.json")
     print(as_text(scores))
     return scores
+
+
+def evaluate_folds(
+    runs: Sequence[Path], split: str = "val", shards: str = "", tune_here: bool = False, batch_size: int = 0
+) -> Scores | None:
+    """Evaluates the runs of a cross-validation, then scores the samples of all their folds together.
+
+    Pooled are the predictions as the models gave them: no run's smoothing or post-processing is used.
+
+    Args:
+        runs: of one cross-validation (`data.fold`), each fold once.
+        split: "val"; any other is the same or overlaps from fold to fold.
+        shards, tune_here: refused: folds are of the runs' own shards, and a choice is made for one run.
+        batch_size: as for `evaluate`.
+
+    Returns:
+        The pooled scores in the main process, if there are labels.
+
+    Raises:
+        ConfigError: see `check_folds`, or what is refused.
+        DataError: see `folds.pool`.
+    """
+    if split != "val" or shards or tune_here:
+        raise ConfigError(
+            "several runs are pooled on their own folds, as they are: leave --split, --shards and --tune out"
+        )
+    configs = [run_config(run) for run in runs]
+    said = check_folds(configs)
+    scored = [evaluate(run, split, batch_size=batch_size) for run in runs]
+    if not Processes().is_main or not any(scored):
+        return None
+    pooled = score(pool([read_csv(run / "predictions" / f"{split}.csv") for run in runs]))
+    print(
+        f"\npooled over {said}: each sample once, as predicted by the run that did not learn from its person"
+    )
+    if any(config.eval.every for config in configs):
+        print(
+            "eval.every is set: of each run the checkpoint that scored best on its own held-out fold is "
+            "taken, so these figures are too high; eval.every=0 takes the last one"
+        )
+    print(as_text(pooled))
+    return pooled
 
 
 def ensemble(paths: Sequence[Path], out: Path, weights: str = "", tune_in: Path | None = None) -> int:

@@ -1,6 +1,7 @@
 """`predict`: pictures and videos -> their faces, cut out as in training -> what the model says of each.
 
     Media -> frames -> `FacePredictor` -> rows of a csv or json, annotated pictures
+    Media -> recordings -> `ClipPredictor`, where the model reads video -> rows, a picture of each curve
 
 Frames are worked on in chunks, so that memory is the same for ten pictures and for a million.
 """
@@ -11,27 +12,42 @@ import argparse
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from tqdm import tqdm
 
 from pipelines.annotate import annotated
+from pipelines.clip_predictor import ClipPredictor, clip_sets, recordings_of, seen_text
 from pipelines.config import ConfigError
-from pipelines.facetable import FacePrediction, check_table_name, face_table
-from pipelines.models import load_model
+from pipelines.curve_folder import CurveFolder
+from pipelines.facetable import UNREADABLE, FacePrediction, check_table_name, face_table
+from pipelines.models import LoadedModel, load_model
 from pipelines.predictconfig import PredictConfig
-from pipelines.predictor import FacePredictor, FramePrediction
+from pipelines.predictor import FacePredictor, FramePrediction, chunks
 from shards.align import encode_jpeg
+from shards.clips import read_clip_labels
 from shards.files import clear_disk_errors, write_atomic
+from shards.shardset import ShardSet
 from shards.sources.media import Media, MediaFrame
 
-_CHUNK_PIXELS = 48_000_000  # of pictures held at once: 144 MB
 _QUALITY = 90
+
+
+Predictor: TypeAlias = FacePredictor | ClipPredictor
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a prediction reads: media, or named splits of clips; and where they lie."""
+
+    path: Path
+    media: Media | None = None
+    clips: Sequence[tuple[str, ShardSet]] = ()
 
 
 @dataclass
@@ -48,10 +64,11 @@ class Summary:
     def count(self, found: FramePrediction) -> None:
         """Takes up one frame."""
         faces = sum(row.is_face for row in found.rows)
+        unreadable = any(row.status.startswith(UNREADABLE) for row in found.rows)
         self.num_frames += 1
         self.num_faces += faces
-        self.num_unreadable += found.frame.picture is None
-        self.num_empty += found.frame.picture is not None and not faces
+        self.num_unreadable += unreadable
+        self.num_empty += not unreadable and not faces
 
     def __str__(self) -> str:
         pace = self.num_frames / max(time.perf_counter() - self.started, 1e-9)
@@ -73,15 +90,19 @@ def predict(
 
     The records are all in memory at the end; for what does not fit, use `write_predictions`.
 
+    A model that reads video (`ClipPredictor`) takes each video, and the pictures of each folder in the order
+    of the numbers in their names, for one recording, and clip shards with all the cameras they have.
+
     Args:
         model: run, checkpoint or model.safetensors of `faceprior finetune`.
-        source: picture, video, or a folder that is searched for both.
+        source: picture, video, or a folder that is searched for both; for a video model also clip shards.
         out: .csv or .json to write as well.
-        pictures: folder that gets annotated pictures.
+        pictures: folder that gets annotated pictures, or of a video model a picture of each curve.
         config: options.
 
     Returns:
         One record per face; one with a reason for a picture or frame without a face or that cannot be read.
+        Of a video model, one record per frame.
 
     Raises:
         CheckpointError: no such model.
@@ -89,33 +110,50 @@ def predict(
         DataError: nothing at `source`, a template that is not known, or a disk that cannot be written.
     """
     rows: list[FacePrediction] = []
-    predictor = FacePredictor(load_model(model), config or PredictConfig())
-    _run(predictor, Media(source), out, pictures, lambda found: rows.extend(found.rows))
+    predictor = build_predictor(load_model(model), config or PredictConfig())
+    _run(predictor, open_input(predictor, source), out, pictures, lambda found: rows.extend(found.rows))
     return rows
 
 
-def write_predictions(
-    predictor: FacePredictor, source: Path, out: Path, pictures: Path | None = None
-) -> Summary:
+def build_predictor(loaded: LoadedModel, config: PredictConfig) -> Predictor:
+    """The predictor of a model: of single pictures, or of video. Errors as of the two classes."""
+    return (ClipPredictor if loaded.spec.kind == "mran" else FacePredictor)(loaded, config)
+
+
+def open_input(predictor: Predictor, source: Path) -> Input:
+    """What there is at `source` for this predictor.
+
+    Raises:
+        DataError: nothing that it reads.
+    """
+    clips = clip_sets(source) if isinstance(predictor, ClipPredictor) else []
+    return Input(source, clips=clips) if clips else Input(source, Media(source))
+
+
+def write_predictions(predictor: Predictor, source: Path, out: Path, pictures: Path | None = None) -> Summary:
     """The same into files alone, however much there is; see `predict`."""
-    media = Media(source)
-    summary = Summary(num_left_out=media.num_left_out)
-    _run(predictor, media, out, pictures, summary.count)
+    given = open_input(predictor, source)
+    summary = Summary(num_left_out=given.media.num_left_out if given.media else 0)
+    _run(predictor, given, out, pictures, summary.count)
     return summary
+
+
+def check_picture_folder(folder: Path, source: Path) -> None:
+    """Refuses a folder where pictures would replace those they are made from, or be taken for more of them.
+
+    Raises:
+        ConfigError: it is such a folder.
+    """
+    here, there = folder.resolve(), source.resolve()
+    if (there.is_dir() and here.is_relative_to(there)) or here == there.parent:
+        raise ConfigError(f"pictures={folder}: is where INPUT lies; choose a folder of its own")
 
 
 class _PictureFolder:
     """Annotated pictures, in a folder that mirrors the source's: FILE.jpg, or VIDEO/FRAME.jpg."""
 
-    def __init__(self, folder: Path, source: Path, seconds: float) -> None:
-        """
-        Raises:
-            ConfigError: a folder where they would replace the pictures they are made from, or be taken for
-                more of them the next time.
-        """
-        here, there = folder.resolve(), source.resolve()
-        if (there.is_dir() and here.is_relative_to(there)) or here == there.parent:
-            raise ConfigError(f"pictures={folder}: is where INPUT lies; choose a folder of its own")
+    def __init__(self, folder: Path, seconds: float) -> None:
+        """Args: folder: see `check_picture_folder`. seconds: see `PredictConfig.picture_seconds`."""
         self._folder, self._seconds = folder, seconds
         self._video, self._next = "", 0.0
 
@@ -144,49 +182,56 @@ def _picture_name(frame: MediaFrame) -> str:
 
 
 def _run(
-    predictor: FacePredictor,
-    media: Media,
+    predictor: Predictor,
+    given: Input,
     out: Path | None,
     pictures: Path | None,
     take: Callable[[FramePrediction], None],
 ) -> None:
     """Predicts, writes, and hands each frame's part to `take` once it is written."""
     config = predictor.config
-    folder = None if pictures is None else _PictureFolder(pictures, media.path, config.picture_seconds)
+    folder: _PictureFolder | CurveFolder | None = None
+    if pictures is not None:
+        check_picture_folder(pictures, given.path)
+        if isinstance(predictor, ClipPredictor):
+            folder = CurveFolder(pictures)
+        else:
+            folder = _PictureFolder(pictures, config.picture_seconds)
     with contextlib.ExitStack() as stack:
         table = None if out is None else stack.enter_context(face_table(out, predictor.columns))
-        bar = stack.enter_context(
-            tqdm(total=len(media.names), desc="predict", unit="img", disable=config.quiet)
-        )
-        for chunk in _chunks(_frames(media, bar), config.batch_size):
-            for found in predictor(chunk):
-                if folder is not None:
-                    folder.add(found)
-                if table is not None:
-                    table.add(found.rows)
-                take(found)
-                bar.update()
+        total = len(given.media.names) if given.media else 0
+        bar = stack.enter_context(tqdm(total=total, desc="predict", unit="img", disable=config.quiet))
+        for found in _found(predictor, given, bar):
+            if folder is not None:
+                folder.add(found)
+            if table is not None:
+                table.add(found.rows)
+            take(found)
+            bar.update()
+        if isinstance(folder, CurveFolder):
+            folder.finish()
 
 
-def _frames(media: Media, bar: Any) -> Iterator[MediaFrame]:
-    """All frames of all files; the bar's total grows by a video's frames when it is opened."""
-    for name in media.names:
+def _found(predictor: Predictor, given: Input, bar: Any) -> Iterator[FramePrediction]:
+    """What is said of each frame, in order."""
+    if isinstance(predictor, FacePredictor):
+        assert given.media is not None
+        for chunk in chunks(_frames(given.media, given.media.names, bar), predictor.config.batch_size):
+            yield from predictor(chunk)
+    elif given.media is not None:
+        for recording, names in recordings_of(given.media):
+            yield from predictor.of_frames(_frames(given.media, names, bar), recording)
+    for name, shards in given.clips:
+        assert isinstance(predictor, ClipPredictor)
+        bar.total += sum(read_clip_labels(shards, sample).num_frames for sample in range(len(shards)))
+        yield from predictor.of_clips(shards, name)
+
+
+def _frames(media: Media, names: Sequence[str], bar: Any) -> Iterator[MediaFrame]:
+    """All frames of these files; the bar's total grows by a video's frames when it is opened."""
+    for name in names:
         bar.total += media.num_frames(name) - 1
         yield from media.frames_of(name)
-
-
-def _chunks(frames: Iterable[MediaFrame], count: int) -> Iterator[list[MediaFrame]]:
-    """Up to `count` frames, and of so many pixels that memory stays bounded."""
-    chunk: list[MediaFrame] = []
-    pixels = 0
-    for frame in frames:
-        chunk.append(frame)
-        pixels += 0 if frame.picture is None else frame.picture.shape[0] * frame.picture.shape[1]
-        if len(chunk) == count or pixels > _CHUNK_PIXELS:
-            yield chunk
-            chunk, pixels = [], 0
-    if chunk:
-        yield chunk
 
 
 def run_arguments(arguments: argparse.Namespace) -> int:
@@ -199,16 +244,21 @@ def run_arguments(arguments: argparse.Namespace) -> int:
     loaded = load_model(arguments.run)
     if loaded.checkpoint:
         print(f"{arguments.run}: {loaded.checkpoint}")
-    predictor = FacePredictor(loaded, config)
+    predictor = build_predictor(loaded, config)
     if predictor.note:
         print(f"note: {predictor.note}")
     if predictor.rendered:
         print("note: this model learned from rendered faces, of people who do not exist")
+    if isinstance(predictor, ClipPredictor):
+        print("note: this model reads video: a row for each frame, of several faces the largest")
     with _interrupted_by_sigterm():
         summary = write_predictions(predictor, source, out, arguments.pictures)
     print(f"{out}: {summary}")
+    if isinstance(predictor, ClipPredictor):
+        print(seen_text(predictor))
     if arguments.pictures is not None:
-        print(f"annotated pictures: {arguments.pictures}")
+        what = "curves" if isinstance(predictor, ClipPredictor) else "annotated pictures"
+        print(f"{what}: {arguments.pictures}")
     return int(summary.num_unreadable == summary.num_frames)
 
 

@@ -52,13 +52,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = PredictConfig()
     parser.add_argument("run", type=Path, metavar="RUN", help="run, checkpoint or model.safetensors")
     parser.add_argument(
-        "source", type=Path, metavar="INPUT", help="picture, video, or a folder that is searched for both"
+        "source",
+        type=Path,
+        metavar="INPUT",
+        help="picture, video, or a folder that is searched for both; for a video model also clip shards",
     )
     parser.add_argument(
         "--out", type=Path, default=None, metavar="FILE", help=".csv or .json (INPUT.predictions.csv, here)"
     )
     parser.add_argument(
-        "--pictures", type=Path, default=None, metavar="FOLDER", help="that gets annotated pictures"
+        "--pictures",
+        type=Path,
+        default=None,
+        metavar="FOLDER",
+        help="that gets annotated pictures, or the curves of a video model",
     )
     parser.add_argument(
         "--picture-seconds",

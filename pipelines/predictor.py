@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,61 +21,61 @@ from shards.sources.media import MediaFrame
 from shards.template import TEMPLATE, TEMPLATE_NAME
 from shards.transforms import fit
 
+_CHUNK_PIXELS = 48_000_000  # of pictures held at once: 144 MB
+
 
 @dataclass(frozen=True)
 class FramePrediction:
-    """One frame, its rows, and its aligned faces, (S, S, 3) uint8 each, in the order of the rows."""
+    """One frame, its rows, and its aligned faces, (S, S, 3) uint8 each, in the order of the rows.
+
+    `recording` is the video or folder that the frame is of, where a model reads these and not single frames.
+    """
 
     frame: MediaFrame
     rows: tuple[FacePrediction, ...]
     faces: tuple[NDArray[np.uint8], ...]
+    recording: str = ""
 
 
-class FacePredictor:
-    """A model and the way its faces are found and cut out."""
+def chunks(frames: Iterable[MediaFrame], count: int) -> Iterator[list[MediaFrame]]:
+    """Up to `count` frames, and of so many pixels that memory stays bounded."""
+    chunk: list[MediaFrame] = []
+    pixels = 0
+    for frame in frames:
+        chunk.append(frame)
+        pixels += 0 if frame.picture is None else frame.picture.shape[0] * frame.picture.shape[1]
+        if len(chunk) == count or pixels > _CHUNK_PIXELS:
+            yield chunk
+            chunk, pixels = [], 0
+    if chunk:
+        yield chunk
 
-    def __init__(self, loaded: LoadedModel, config: PredictConfig) -> None:
+
+class FaceFinder:
+    """Finds the faces of frames and cuts them out, as a model's training faces were.
+
+    Attributes:
+        align: how.
+    """
+
+    def __init__(self, align: AlignConfig, every: int, device: torch.device) -> None:
         """
-        Raises:
-            DataError: its faces were aligned to a template that is not known.
-            ConfigError: a device that is not there, or a model that reads clips.
+        Args:
+            align: see `align_config`.
+            every: see `PredictConfig`.
+            device: of the detector.
         """
-        if loaded.spec.kind == "mran":
-            raise ConfigError(
-                "this run's model reads clips of several cameras, not pictures: make clip shards and "
-                "score them with `faceprior evaluate RUN --shards FOLDER`"
-            )
-        self.config = config
-        self.spec = loaded.spec
-        self.rendered = bool(loaded.facts.get("rendered"))
-        self.columns = FaceColumns(loaded.spec.expr, loaded.spec.au)
-        self.align, self.note = align_config(loaded.facts.get("alignment", ()), config)
-        device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._device = _device(device)
-        self._model = loaded.model.eval().to(self._device)
-        self._aligner = Aligner(self.align, device)
-        self._again = None if self.align.mode == "none" else Aligner(replace(self.align, mode="given"))
+        self.align = align
+        self._aligner = Aligner(align, str(device))
+        self._again = None if align.mode == "none" else Aligner(replace(align, mode="given"))
+        self._every = every if self._again else 1
         self._last: tuple[str, Alignment] | None = None
 
-    def __call__(self, frames: Sequence[MediaFrame]) -> Iterator[FramePrediction]:
-        """Yields what is said of each frame, in order; a video's frames must come in order too."""
-        alignments = self._find(frames)
-        scores = iter(self._scores([face.image for found in alignments for face in found.faces]))
-        for frame, found in zip(frames, alignments):
-            place = FacePrediction(frame.file, frame.frame, frame.seconds)
-            faces = tuple(face.image for face in found.faces)
-            rows = [
-                replace(place, face=number, **_place(face), **next(scores))
-                for number, face in enumerate(found.faces, start=1)
-            ]
-            yield FramePrediction(frame, tuple(rows or [replace(place, status=found.reason)]), faces)
-
-    def _find(self, frames: Sequence[MediaFrame]) -> list[Alignment]:
-        """The faces of each frame, from left to right."""
+    def __call__(self, frames: Sequence[MediaFrame]) -> list[Alignment]:
+        """The faces of each frame, from left to right; a video's frames must come in order."""
         found: dict[int, Alignment] = {}
-        every = self.config.every if self._again else 1
         readable = [number for number, frame in enumerate(frames) if frame.picture is not None]
-        self._search(frames, [n for n in readable if (frames[n].frame or 0) % every == 0], found)
+        self._search(frames, [n for n in readable if (frames[n].frame or 0) % self._every == 0], found)
         left = []
         for number in readable:
             frame = frames[number]
@@ -107,6 +107,40 @@ class FacePredictor:
             if cut.faces
         ]
         return Alignment(tuple(faces), "" if faces else cuts[0].reason)
+
+
+class FacePredictor:
+    """A model and the way its faces are found and cut out."""
+
+    def __init__(self, loaded: LoadedModel, config: PredictConfig) -> None:
+        """
+        Raises:
+            DataError: its faces were aligned to a template that is not known.
+            ConfigError: a device that is not there, or a model that reads clips.
+        """
+        if loaded.spec.kind == "mran":
+            raise ConfigError("this run's model reads video, not single pictures: use ClipPredictor")
+        self.config = config
+        self.spec = loaded.spec
+        self.rendered = bool(loaded.facts.get("rendered"))
+        self.columns = FaceColumns(loaded.spec.expr, loaded.spec.au)
+        self.align, self.note = align_config(loaded.facts.get("alignment", ()), config)
+        self._device = device_of(config.device)
+        self._model = loaded.model.eval().to(self._device)
+        self._find = FaceFinder(self.align, config.every, self._device)
+
+    def __call__(self, frames: Sequence[MediaFrame]) -> Iterator[FramePrediction]:
+        """Yields what is said of each frame, in order; a video's frames must come in order too."""
+        alignments = self._find(frames)
+        scores = iter(self._scores([face.image for found in alignments for face in found.faces]))
+        for frame, found in zip(frames, alignments):
+            place = FacePrediction(frame.file, frame.frame, frame.seconds)
+            faces = tuple(face.image for face in found.faces)
+            rows = [
+                replace(place, face=number, **face_place(face), **next(scores))
+                for number, face in enumerate(found.faces, start=1)
+            ]
+            yield FramePrediction(frame, tuple(rows or [replace(place, status=found.reason)]), faces)
 
     @torch.inference_mode()
     def _scores(self, faces: Sequence[NDArray[np.uint8]]) -> Iterator[dict[str, Any]]:
@@ -190,9 +224,14 @@ def _geometry(recipe: Mapping[str, Any]) -> tuple[int, float] | None:
     return int(stated.get("size", 0)), float(stated.get("margin", 0.0))
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of this name; of "" a GPU if there is one.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
     try:
-        device = torch.device(name)
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
         raise ConfigError(f"device={name}: use cpu, cuda or cuda:N") from None
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -208,6 +247,7 @@ def _why(alignment: Alignment) -> str:
     return alignment.reason or NO_FACE
 
 
-def _place(face: AlignedFace) -> dict[str, Any]:
+def face_place(face: AlignedFace) -> dict[str, Any]:
+    """The part of a row that says where a face is."""
     marks = None if face.landmarks is None else tuple((x, y) for x, y in face.landmarks.tolist())
     return {"box": face.box, "landmarks": marks, "detection": face.confidence}

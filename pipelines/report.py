@@ -30,6 +30,7 @@ class RunView:
     path: str
     facts: dict[str, Any]
     config: str
+    kind: str
     rendered: bool
     norm_pix: bool
     last: dict[str, Any]
@@ -65,7 +66,7 @@ def _view(run: Path) -> RunView:
         config = (run / "config.yaml").read_text()
     except (OSError, ValueError) as error:
         raise DataError(f"{run}: no run there ({error}); give one, as in RUN=runs/pretrain/…") from error
-    rows = read_metrics(run)
+    rows, settings = read_metrics(run), load_config(str(run / "config.yaml"))
     train = [row for row in rows if row.get("kind") == "train"]
     evals = [row for row in rows if row.get("kind") == "eval"]
     return RunView(
@@ -73,7 +74,8 @@ def _view(run: Path) -> RunView:
         facts=facts,
         config=config,
         rendered=bool(facts.get("data", {}).get("rendered")),
-        norm_pix=load_config(str(run / "config.yaml")).mae.norm_pix,
+        kind=settings.data_kind,
+        norm_pix=settings.mae.norm_pix,
         last=train[-1] if train else {},
         table=_table(evals[-1]) if evals else [],
         probes=_probes(evals[-1]) if evals else [],

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from pipelines.clip_charts import recording_curves
+from pipelines.postprocess import apply_chain, is_fitted_on, load_chain
 from pipelines.predictions import Predictions, read_csv
-from pipelines.scores import Estimate, Scores, compare, is_labelled, score
+from pipelines.scores import Estimate, Scores, compare, is_labelled, is_video, score
+from pipelines.tuning import POSTPROCESS
 from shards.labels import DataError
 
+_DRAWN = {
+    ".mistakes.png": "most confident mistakes: what was said, and the label",
+    ".attention.png": "attention, over frames of a well predicted clip, of a badly predicted one and between",
+    ".strips.png": "the worst clips (by RMSE): labelled dashed, predicted in full",
+}
 _BLUE = "#1d4e89"
 _MAX_POINTS = 4000
 NAMES = {
@@ -31,6 +41,14 @@ NAMES = {
 }
 
 
+class Table(NamedTuple):
+    """A table of texts, the first column's aligned to the left, with a line that says what it is."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 @dataclass(frozen=True)
 class ScorePage:
     """Scores of one split as the template sees them: plain values, and pictures as PNG bytes.
@@ -39,11 +57,15 @@ class ScorePage:
         scores: figures with intervals.
         headline: (name, value, interval) of each figure, as text.
         pictures: (title, PNG).
+        recordings: as `headline`, means over recordings.
+        tables: others, of clips.
     """
 
     scores: Scores
     headline: Sequence[tuple[str, str, str]]
     pictures: Sequence[tuple[str, bytes]]
+    recordings: Sequence[tuple[str, str, str]] = ()
+    tables: Sequence[Table] = ()
 
 
 def score_pages(run: Path) -> list[ScorePage]:
@@ -56,8 +78,8 @@ def score_pages(run: Path) -> list[ScorePage]:
     for path in sorted((run / "predictions").glob("*.csv")):
         predictions = read_csv(path)
         if is_labelled(predictions):
-            drawn = path.with_suffix(".mistakes.png")
-            pages.append(_page(predictions, drawn.read_bytes() if drawn.is_file() else b""))
+            page = _page(predictions, path)
+            pages.append(replace(page, tables=[*_chain_tables(run / POSTPROCESS, predictions), *page.tables]))
     return pages
 
 
@@ -76,7 +98,8 @@ def comparison(runs: Sequence[Path], split: str = "val") -> list[tuple[str, list
     return rows
 
 
-def _page(predictions: Predictions, mistakes: bytes) -> ScorePage:
+def _page(predictions: Predictions, path: Path) -> ScorePage:
+    """`path`: of the csv; what an evaluation drew lies beside it."""
     scores = score(predictions)
     pictures = []
     if scores.confusion:
@@ -85,9 +108,79 @@ def _page(predictions: Predictions, mistakes: bytes) -> ScorePage:
         pictures.append(("action units: F1, beside that of always claiming the unit", _units(scores)))
     if predictions.va_pred is not None and np.isfinite(predictions.va).any():
         pictures.append(("valence and arousal: predicted against labelled", _scatter(predictions)))
-    if mistakes:
-        pictures.append(("most confident mistakes: what was said, and the label", mistakes))
-    return ScorePage(scores, _rows(scores.headline), pictures)
+    if scores.recordings:
+        pictures.append(recording_curves(predictions))
+    for suffix, title in _DRAWN.items():
+        drawn = path.with_suffix(suffix)
+        if drawn.is_file():
+            pictures.append((title, drawn.read_bytes()))
+    clips = path.with_suffix(".clips.json")
+    tables = _clip_tables(clips) if clips.is_file() else []
+    return ScorePage(scores, _rows(scores.headline), pictures, _rows(scores.recordings), tables)
+
+
+def _chain_tables(path: Path, predictions: Predictions) -> list[Table]:
+    """Post-processing, where the run has it: its steps, and what it makes of a split it was not fitted on."""
+    if not path.is_file() or predictions.heads != ("va_pred",) or not is_video(predictions):
+        return []
+    chain = load_chain(path)
+    steps = [
+        (row.output, row.step, f"{row.before:.3f}", f"{row.after:.3f}", "kept" if row.kept else "left out")
+        for row in chain.tried
+    ]
+    title = f"post-processing, fitted on {chain.split}: {chain}"
+    tables = [Table(title, ("output", "step", "CCC before", "CCC after", ""), steps)]
+    if not is_fitted_on(chain, predictions):
+        after = _rows(score(apply_chain(chain, predictions)).headline)
+        tables.insert(0, Table("pooled, with post-processing", ("", "", ""), after))
+    return tables
+
+
+def _clip_tables(path: Path) -> list[Table]:
+    """What `pipelines.clip_views` measured.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+        tables, count = [], int(data["num_clips"])
+        if len(data["left_out"]) > 1:
+            rows = [_left_out(row) for row in data["left_out"]]
+            title = f"what each modality is worth: left out at the test alone, {count} clips"
+            tables.append(Table(title, ("without", "CCC valence", "CCC arousal", "mean CCC, change"), rows))
+        if data["head"]:
+            tables.append(_head_table(data["head"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error!r}); evaluate the run again") from error
+    return tables
+
+
+def _left_out(row: Mapping[str, Any]) -> tuple[str, ...]:
+    change = row["change"]
+    moved = f"{change['value']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})"
+    names = " and ".join(row["without"])
+    return (
+        names or "nothing",
+        f"{row['ccc_valence']:.3f}",
+        f"{row['ccc_arousal']:.3f}",
+        moved if names else "",
+    )
+
+
+def _head_table(head: Mapping[str, Any]) -> Table:
+    ratio = head["ratio"]
+    title = (
+        "attention on the head: its share of attention divided by its share of the area (1 = as if spread "
+        f"evenly), mean over {head['num_frames']} frames of windows, interval over clips; where the head is, "
+        f"says {head['by']}"
+    )
+    cells = (
+        f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+        f"{head['attention']:.1%}",
+        f"{head['area']:.1%}",
+    )
+    return Table(title, ("attention / area", "attention on it", "area of it"), [cells])
 
 
 def _rows(figures: Mapping[str, Estimate], signed: bool = False) -> list[tuple[str, str, str]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,13 @@ class Scores:
         num_samples, num_groups: how many samples, and how many videos or subjects.
         grouped: whether groups were known; otherwise intervals are over single samples, too narrow where
             samples belong together.
-        headline: name -> figure, the sum of the parts that are there first ("score": P_MTL with all three).
+        headline: name -> figure over all samples together, the sum of the parts that are there first
+            ("score": P_MTL with all three).
+        recordings: of video, the figures of `recording_figures`: means over recordings.
         classes: per expression. units: per action unit.
         confusion: rows are labels, columns predictions; over `classes`.
         thresholds: how action units were decided.
+        processing: what was done to the outputs before, and on which split it was chosen; "" = nothing.
     """
 
     split: str
@@ -81,6 +85,8 @@ class Scores:
     units: Sequence[ClassRow] = ()
     confusion: Sequence[Sequence[int]] = ()
     thresholds: str = "0.5 for every unit"
+    recordings: Mapping[str, Estimate] = field(default_factory=dict)
+    processing: str = ""
 
     def save(self, path: Path) -> None:
         """Writes the figures as JSON."""
@@ -131,6 +137,47 @@ def figures_of(predictions: Predictions, thresholds: Sequence[float] | float = 0
     return {"score": lambda rows: float(sum(part(rows) for part in parts)), **found}
 
 
+def is_video(predictions: Predictions) -> bool:
+    """Whether every sample is a frame of a recording: its number and its group are known."""
+    return bool((predictions.frame >= 0).all()) and all(predictions.group)
+
+
+def recording_figures(predictions: Predictions) -> dict[str, Figure]:
+    """RMSE, CC and CCC of each recording (group) by itself, averaged over recordings; none if it is no video.
+
+    A recording without a label of the output is left out. One in which prediction or label never moves has
+    CC and CCC 0, as everywhere here.
+
+    Returns:
+        ccc_valence, cc_valence, … -> the mean, as a function of rows that hold each of their groups whole,
+        once or several times, as `metrics.bootstrap` draws them.
+    """
+    if predictions.va_pred is None or not is_video(predictions):
+        return {}
+    found: dict[str, Figure] = {}
+    names, codes, sizes = np.unique(predictions.group, return_inverse=True, return_counts=True)
+    members = [np.flatnonzero(codes == code) for code in range(len(names))]
+    for k, output in enumerate(("valence", "arousal")):
+        known = np.isfinite(predictions.va[:, k])
+        if not known.any():
+            continue
+        compared = Compared(predictions.va_pred[:, k], predictions.va[:, k], known)
+        for short, metric in (("ccc", ccc), ("cc", cc), ("rmse", rmse)):
+            values = np.array([metric(*compared.take(m)) if known[m].any() else np.nan for m in members])
+            nothing = metric(np.zeros(0), np.zeros(0))
+            found[f"{short}_{output}"] = partial(_mean_of_groups, codes, sizes, values, nothing)
+    return found
+
+
+def _mean_of_groups(
+    codes: Rows, sizes: Rows, values: NDArray[np.float64], nothing: float, rows: Rows
+) -> float:
+    """Mean of the groups' values over the groups drawn, each as often as it is there; else `nothing`."""
+    times = np.bincount(codes[rows], minlength=len(sizes)) // sizes
+    times[np.isnan(values)] = 0
+    return float(np.nansum(times * values) / times.sum()) if times.any() else nothing
+
+
 def _figure(metric: Callable[..., float], compared: Compared) -> Figure:
     return lambda rows: metric(*compared.take(rows))
 
@@ -167,10 +214,14 @@ def score(
     figures = figures_of(predictions, thresholds)
     groups, grouped = groups_of(predictions)
     every = np.arange(len(predictions))
-    headline = {}
-    for name, figure in figures.items():
-        low, high = bootstrap(figure, groups, num_resamples, seed=0) if num_resamples else (float("nan"),) * 2
-        headline[name] = Estimate(figure(every), low, high)
+
+    def estimates(of: Mapping[str, Figure]) -> dict[str, Estimate]:
+        found = {}
+        for name, figure in of.items():
+            ends = bootstrap(figure, groups, num_resamples, seed=0) if num_resamples else (float("nan"),) * 2
+            found[name] = Estimate(figure(every), *ends)
+        return found
+
     classes, units, confusion = [], [], np.zeros((0, 0), int)
     if "expr_macro_f1" in figures and predictions.expr_probs is not None:
         pred, valid = predictions.expr_probs.argmax(1), predictions.expr >= 0
@@ -187,11 +238,12 @@ def score(
         len(predictions),
         len(np.unique(groups)),
         grouped,
-        headline,
+        estimates(figures),
         classes,
         units,
         confusion.tolist(),
         threshold_note,
+        estimates(recording_figures(predictions)),
     )
 
 
@@ -240,8 +292,12 @@ def as_text(scores: Scores) -> str:
     lines = [
         f"split {scores.split}: {scores.num_samples} samples; 95 % intervals over {scores.num_groups} {over}"
     ]
-    for name, figure in scores.headline.items():
-        lines.append(f"  {name:24s} {figure.value:7.4f}   [{figure.low:.4f}, {figure.high:.4f}]")
+    if scores.recordings:
+        lines.append("  pooled: all frames of all recordings together, as AVEC does")
+    lines += _lines_of(scores.headline)
+    if scores.recordings:
+        lines.append("  per recording: each that has labels by itself, then their mean")
+        lines += _lines_of(scores.recordings)
     for title, rows in (("expression", scores.classes), ("action unit", scores.units)):
         if rows:
             extra = "  always" if rows[0].baseline is not None else ""
@@ -255,3 +311,10 @@ def as_text(scores: Scores) -> str:
     if scores.units:
         lines.append(f"  action units are present above {scores.thresholds}")
     return "\n".join(lines)
+
+
+def _lines_of(figures: Mapping[str, Estimate]) -> list[str]:
+    return [
+        f"  {name:24s} {figure.value:7.4f}   [{figure.low:.4f}, {figure.high:.4f}]"
+        for name, figure in figures.items()
+    ]

@@ -87,12 +87,12 @@ def smooth(predictions: Predictions, smoothing: Smoothing) -> Predictions:
         return replace(predictions)
     values = np.concatenate([getattr(predictions, head) for head in heads], 1)
     out = np.empty_like(values)
-    for rows in _videos(predictions):
+    for rows in videos_of(predictions):
         frames = predictions.frame[rows]
         if smoothing.kind == "gaussian":
             out[rows] = _gaussian(frames, values[rows], smoothing.width)
         else:
-            out[rows] = _median(frames, values[rows], int(smoothing.width))
+            out[rows] = median_filter(frames, values[rows], int(smoothing.width))
     changed: dict[str, Any] = {}
     for head in heads:
         width = getattr(predictions, head).shape[1]
@@ -126,8 +126,12 @@ def choose_smoothing(
     return SmoothingChoice(smoothing, split, score, scores)
 
 
-def _videos(predictions: Predictions) -> Iterator[NDArray[np.int64]]:
-    """Rows of each video, by rising frame number."""
+def videos_of(predictions: Predictions) -> Iterator[NDArray[np.int64]]:
+    """Rows of each video (group), by rising frame number.
+
+    Raises:
+        DataError: a video or frame number that is unknown, or two samples of one frame.
+    """
     unknown = [row for row, group in enumerate(predictions.group) if not group or predictions.frame[row] < 0]
     if unknown:
         raise DataError(
@@ -170,8 +174,17 @@ def _gaussian(frames: NDArray[np.int64], values: Array, sigma: float) -> Array:
     return means
 
 
-def _median(frames: NDArray[np.int64], values: Array, width: int) -> Array:
-    """(n, V) medians of (n, V) values at n rising frames."""
+def median_filter(frames: NDArray[np.int64], values: Array, width: int) -> Array:
+    """Medians over the frames that there are within (width − 1)/2 of each.
+
+    Args:
+        frames: (n,) rising frame numbers of one video.
+        values: (n, V), each column by itself.
+        width: odd number of frames.
+
+    Returns:
+        (n, V).
+    """
     half = width // 2
     first = np.searchsorted(frames, frames - half)
     counts = np.searchsorted(frames, frames + half, "right") - first
@@ -204,7 +217,7 @@ def _window_means(predictions: Predictions, smoothing: Smoothing) -> Array:
     """(N, C) plain means of class probabilities over the median's window."""
     assert predictions.expr_probs is not None
     out, half = np.empty_like(predictions.expr_probs), int(smoothing.width) // 2
-    for rows in _videos(predictions):
+    for rows in videos_of(predictions):
         frames, values = predictions.frame[rows], predictions.expr_probs[rows]
         first, last = np.searchsorted(frames, frames - half), np.searchsorted(frames, frames + half, "right")
         sums = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, 0)])

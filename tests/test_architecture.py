@@ -20,7 +20,7 @@ DOORS = {
     "omegaconf": ("pipelines.config",),
     "yaml": ("pipelines.config",),
     "safetensors": ("pipelines.checkpoint",),
-    "matplotlib": ("pipelines.report", "pipelines.score_pages"),
+    "matplotlib": ("pipelines.report", "pipelines.score_pages", "pipelines.clip_charts"),
     "jinja2": ("pipelines.report", "pipelines.doctor"),
     "fsspec": ("shards.sources",),
     "av": ("shards.sources",),

@@ -59,7 +59,9 @@ def run(clips: Path, smooth: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(autouse=True)
 def no_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor pictures: those of `run`, which is made before, are enough."""
     monkeypatch.setattr("pipelines.report.write_report", lambda runs: runs[0] / "report.html")
+    monkeypatch.setattr("pipelines.clip_views.save_clip_views", lambda *_, **__: None)
 
 
 def settings(clips: Path, *more: str) -> RunConfig:
@@ -82,6 +84,19 @@ def test_every_frame_of_every_clip_is_predicted_and_scored_once(run: Path) -> No
     (row,) = [row for row in metrics(run) if row["kind"] == "eval"]
     error = (found.va_pred[:, 0] - found.va[:, 0]) ** 2
     assert row["val_rmse_valence"] == pytest.approx(error.mean() ** 0.5, abs=1e-6)
+
+
+def test_its_report_shows_curves_attention_and_the_worst_clips(run: Path) -> None:
+    names = {path.name for path in (run / "predictions").iterdir()}
+    assert names == {"val.csv", "val.clips.json", "val.attention.png", "val.strips.png"}
+    page = (run / "report.html").read_text()
+    for text in (
+        "20 clips from made",
+        "per recording: each that has labels by itself",
+        "all recordings, the worst first",
+    ):
+        assert text in page
+    assert page.count("data:image/png") == 5 and "attention, over frames" in page
 
 
 def test_the_encoder_is_that_of_the_pretraining_and_stays_with_tuned_blocks_0(
@@ -124,8 +139,12 @@ def test_accumulated_batches_follow_the_same_losses(
 def test_a_run_is_evaluated_again_and_a_camera_may_be_missing(
     run: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["evaluate", str(run), "--tune"]) == 0
+    said = capsys.readouterr().out
+    assert "post-processing, fitted on val" in said and "pooled: all frames" in said
     assert main(["evaluate", str(run)]) == 0
-    assert "ccc" in capsys.readouterr().out.lower()
+    said = capsys.readouterr().out
+    assert "not post-processed" in said and "per recording: each that has labels" in said
     again = read_csv(run / "predictions" / "val.csv")
     left_out = frozenset((n, f"thermal.{f:04d}.png") for n in range(7) for f in range(14))
     cold = made_clips(tmp_path / "cold", counts={"val": 7}, left_out=left_out)
@@ -169,7 +188,7 @@ def test_what_is_no_clip_is_refused(
     with pytest.raises(ConfigError, match="does not read this setting"):
         run_finetuning(settings(clips, "head.readout=flat"), "tiny")
     assert main(["predict", str(run), str(tmp_path), "--out", str(tmp_path / "out.csv")]) != 0
-    assert "reads clips" in capsys.readouterr().err
+    assert "no picture or video" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("guidance", ["gate", "none"])
