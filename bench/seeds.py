@@ -61,18 +61,23 @@ def run_of(cell: str, seed: int) -> Path:
     return FOLDER / f"{re.sub('[^a-z0-9]+', '-', cell.lower())}-{seed}"
 
 
-def train(cell: str, seed: int, asked: argparse.Namespace) -> None:
+def finetune(cell: str, seed: int, config: str, settings: Sequence[str]) -> None:
     """Trains one cell with one seed, unless that was done."""
-    config, own = CELLS[cell]
-    settings = [f"init={asked.init}", f"data.shards={asked.shards}", *own, *asked.settings, f"seed={seed}"]
-    if config == "mtl_demo" and "model=vit" not in own:
-        settings.append(f"cnn={asked.cnn}")
     run, start = run_of(cell, seed), time.monotonic()
-    words = [sys.executable, "-m", "pipelines", "finetune", config, *settings, f"run={run}"]
+    words = [sys.executable, "-m", "pipelines", "finetune", config, *settings, f"seed={seed}", f"run={run}"]
     done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}\n{done.stderr[-2000:]}")
     print(f"{cell}, seed {seed}: {time.monotonic() - start:.0f} s", flush=True)
+
+
+def train(cell: str, seed: int, asked: argparse.Namespace) -> None:
+    """Trains one cell of the table with one seed."""
+    config, own = CELLS[cell]
+    settings = [f"init={asked.init}", f"data.shards={asked.shards}", *own, *asked.settings]
+    if config == "mtl_demo" and "model=vit" not in own:
+        settings.append(f"cnn={asked.cnn}")
+    finetune(cell, seed, config, settings)
 
 
 def held_out(run: Path, shards: str) -> Predictions:

@@ -18,9 +18,12 @@ from shards.labels import DataError
 from shards.manifest import NAME
 from shards.records import fingerprint, info_to_json
 from shards.render import RenderedClips, RenderedFaces
-from shards.shardset import ShardSet, find_split, open_shards, set_folders, split_folders
+from shards.shardset import LeftOut, ShardSet, find_split, open_shards, set_folders, split_folders
 
 DATA = Path("data")
+DAMAGED = "damaged.json"
+"""In a run's directory: the damaged samples that it left out."""
+
 _DEFAULTS: dict[str, type[RenderedFaces] | type[RenderedClips]] = {
     "faces": RenderedFaces,
     "clips": RenderedClips,
@@ -62,22 +65,46 @@ def open_splits(
     return Splits(*cut_fold(splits.train, splits.val, config.fold)) if config.fold else splits
 
 
-def open_split(config: DataConfig, names: str, split: str) -> ShardSet:
+def open_split(config: DataConfig, names: str, split: str, listed: Path) -> ShardSet:
     """One split of the shards of a finished run; of one of a cross-validation, its fold.
 
     Args:
         config: of the run.
         names: folders of its shards, comma-separated.
         split: "train", "val" or "test"; the last is the same for all folds.
+        listed: where the run's list of damaged samples is, if it has one; they stay left out.
 
     Raises:
         DataError: see `open_splits`.
     """
+    known = _read_list(listed) if config.damaged != "stop" and split != "test" and listed.exists() else {}
     if not config.fold or split == "test":
-        return open_shards(names, split)
+        return _without(names, split, known)
     val = _with_val(names)
-    fold = cut_fold(open_shards(names, "train"), open_shards(val, "val") if val else None, config.fold)
+    held_out = _without(val, "val", known) if val else None
+    fold = cut_fold(_without(names, "train", known), held_out, config.fold)
     return fold.train if split == "train" else fold.val
+
+
+def _without(names: str | Sequence[Path], split: str, known: Mapping[str, Sequence[LeftOut]]) -> ShardSet:
+    """A split without its damaged samples."""
+    return (
+        ShardSet(split_folders(names, split), known[split]) if split in known else open_shards(names, split)
+    )
+
+
+def _read_list(listed: Path) -> dict[str, list[LeftOut]]:
+    """Split -> its damaged samples, from a run's list."""
+    try:
+        lists = json.loads(listed.read_bytes())
+    except (ValueError, RecursionError):
+        lists = None
+    if not isinstance(lists, dict) or (lists.get("format"), lists.get("version")) != _DAMAGED:
+        raise DataError(
+            f"{listed}: no list of damaged samples of version {_DAMAGED[1]}; remove it to have them looked "
+            "for again"
+        )
+    return {split: from_json(lists.get(split), str(listed)) for split in ("train", "val")}
 
 
 def _with_val(names: str) -> list[Path]:
@@ -98,21 +125,9 @@ def _open_splits(config: DataConfig, processes: Processes, kind: str, listed: Pa
             write_atomic(listed, _damage_list(folders, config.max_damaged))
 
     processes.together(look)
-    try:
-        lists = json.loads(listed.read_bytes())
-    except (ValueError, RecursionError):
-        lists = None
-    if not isinstance(lists, dict) or (lists.get("format"), lists.get("version")) != _DAMAGED:
-        raise DataError(
-            f"{listed}: no list of damaged samples of version {_DAMAGED[1]}; remove it to have them looked "
-            "for again"
-        )
-    opened = {
-        split: ShardSet(folders[split], from_json(lists.get(split), str(listed)))
-        for split in folders
-        if folders[split]
-    }
-    return Splits(opened["train"], opened.get("val"))
+    known = _read_list(listed)
+    val = _without(with_val, "val", known) if with_val else None
+    return Splits(_without(names, "train", known), val)
 
 
 def _damage_list(folders: Mapping[str, Sequence[Path]], limit: float) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from pipelines.config import ConfigError, RunConfig, load_config
-from pipelines.data import named_shards, open_split
+from pipelines.data import DAMAGED, named_shards, open_split
 from pipelines.ensemble import mean_predictions
 from pipelines.finetuning import build_task
 from pipelines.folds import check_folds, pool
@@ -54,12 +54,12 @@ def run_config(run: Path) -> RunConfig:
 
 
 def open_predictor(
-    config: RunConfig, spec: ModelSpec, split: str, shards: str = "", batch_size: int = 0
+    run: Path, spec: ModelSpec, split: str, shards: str = "", batch_size: int = 0
 ) -> SplitPredictor:
     """Opens a split for the models of a run.
 
     Args:
-        config: of the run.
+        run: run directory or one of its checkpoints; samples that it left out as damaged stay left out.
         spec: of its model.
         split: "val", "test" or "train".
         shards: folders, comma-separated; "" = those of the run, or the default faces.
@@ -68,11 +68,13 @@ def open_predictor(
     Raises:
         ConfigError, DataError: no such split, or one of other classes than the model's.
     """
+    config = run_config(run)
     accelerator = build_accelerator(config.train)
     processes = Processes()
     set_threads(config.train.threads)
     names = named_shards(shards or config.data.shards, processes, config.data_kind)
-    opened = open_shards(names, split) if shards else open_split(config.data, names, split)
+    listed = run_folder(run) / DAMAGED
+    opened = open_shards(names, split) if shards else open_split(config.data, names, split, listed)
     if shards and config.data.fold and processes.is_main:
         print(f"--shards: taken whole; data.fold={config.data.fold} is of the run's own shards")
     space = opened.label_space
@@ -113,8 +115,8 @@ def predict_run(run: Path, split: str, shards: str = "", batch_size: int = 0) ->
 
 def _open(run: Path, split: str, shards: str, batch_size: int) -> tuple[SplitPredictor, nn.Module]:
     """A split and the run's model for it; says which checkpoint that is."""
-    config, loaded = run_config(run), load_model(run)
-    predictor = open_predictor(config, loaded.spec, split, shards, batch_size)
+    loaded = load_model(run)
+    predictor = open_predictor(run, loaded.spec, split, shards, batch_size)
     if predictor.processes.is_main and loaded.checkpoint:
         print(f"{run}: {loaded.checkpoint}")
     return predictor, loaded.model

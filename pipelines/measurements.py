@@ -89,7 +89,7 @@ class Measurements:
         facts = {"lr": newest.lr, "images_per_s": round(images_per_s, 2), "data_wait": round(data_wait, 4)}
         epoch, position = self._plan.epoch(step), step * global_batch_size
         self._run.log("train", step, {"epoch": round(epoch, 6), "position": position, **row, **facts})
-        shown = {"loss": row["loss"], "lr": newest.lr, "img/s": images_per_s}
+        shown = {"loss": row["loss"], "lr": newest.lr, "samples/s": images_per_s}
         self._line.report(step, epoch, shown, len(values), seconds, data_wait)
 
     def _read_first(self, count: int) -> int:

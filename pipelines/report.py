@@ -143,7 +143,9 @@ def _curves(train: Sequence[dict[str, Any]], evals: Sequence[dict[str, Any]]) ->
     matplotlib.use("Agg")
     figure = Figure(figsize=(11, 2.8), layout="constrained")
     axes = figure.subplots(1, 3)
-    for axis, name, title in zip(axes, ("loss", "lr", "images_per_s"), ("loss", "learning rate", "images/s")):
+    for axis, name, title in zip(
+        axes, ("loss", "lr", "images_per_s"), ("loss", "learning rate", "samples/s")
+    ):
         points = [(row["step"], row[name]) for row in train if isinstance(row.get(name), int | float)]
         axis.plot([p[0] for p in points], [p[1] for p in points], linewidth=1.2, color="#1d4e89")
         axis.set_title(title, fontsize=10)

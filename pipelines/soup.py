@@ -57,7 +57,7 @@ def make_soup(
         _check_alike(names[0], first.spec, name, other.spec)
     states = {name: dict(other.model.state_dict()) for name, other in loaded.items()}
     if greedy:
-        soup = _choose(config, first.spec, states, greedy, shards, batch_size)
+        soup = _choose(paths[0], first.spec, states, greedy, shards, batch_size)
     else:
         soup = Soup(uniform_soup(list(states.values())), tuple(names), "", math.nan, ())
     if Processes().is_main:
@@ -89,10 +89,10 @@ def _as_used(spec: ModelSpec) -> ModelSpec:
 
 
 def _choose(
-    config: RunConfig, spec: ModelSpec, states: Mapping[str, State], split: str, shards: str, batch_size: int
+    run: Path, spec: ModelSpec, states: Mapping[str, State], split: str, shards: str, batch_size: int
 ) -> Soup:
     """The greedy soup by the score of the task's metrics; the same in every process."""
-    predictor = open_predictor(config, spec, split, shards, batch_size)
+    predictor = open_predictor(run, spec, split, shards, batch_size)
     model = build_model(spec)
 
     def score(state: State) -> float:

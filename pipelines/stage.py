@@ -21,7 +21,7 @@ from pipelines.checkpoint import (
     read_checkpoint,
 )
 from pipelines.config import ConfigError, RunConfig
-from pipelines.data import Splits, open_splits
+from pipelines.data import DAMAGED, Splits, open_splits
 from pipelines.loop import Trainee, build_accelerator, evaluation_is_due, fit
 from pipelines.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, param_groups
 from pipelines.processes import Processes, stop_requests
@@ -113,7 +113,7 @@ def run_stage(config: RunConfig, name: str, build_parts: Callable[[Context], Par
         try:
             processes.together(lambda: run.open(config))
             checkpoint = load_agreed(store, processes)
-            splits = open_splits(config.data, processes, config.data_kind, run.path / "damaged.json")
+            splits = open_splits(config.data, processes, config.data_kind, run.path / DAMAGED)
             plan = plan_run(config, splits.train, processes)
             saved = {name: file.facts for name, file in checkpoint.files.items()} if checkpoint else {}
             context = Context(config, run, splits, plan, processes, accelerator.device, saved)

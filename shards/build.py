@@ -133,7 +133,7 @@ def build(source: Source, out: Path, config: BuildConfig = BuildConfig(), quiet:
             source,
             jobs,
             config.workers,
-            tqdm(total=total, initial=done, desc=str(out), unit="img", disable=quiet),
+            tqdm(total=total, initial=done, desc=str(out), unit=source.info.unit, disable=quiet),
         )
         if num_parts == 1:
             for plan in plans:

@@ -49,6 +49,11 @@ class SourceInfo:
     alignment: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def unit(self) -> str:
+        """What a progress bar counts."""
+        return "clip" if self.kind == "clips" else "img"
+
 
 @dataclass(frozen=True)
 class Item:

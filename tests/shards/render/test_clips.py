@@ -175,7 +175,7 @@ def test_the_source_says_what_it_is(clips: RenderedClips) -> None:
 
 
 def test_settings_out_of_range_are_refused() -> None:
-    with pytest.raises(ValueError, match="got 1 at 10"):
+    with pytest.raises(ValueError, match="got 1 at 5"):
         RenderedClips(num_frames=1)
     with pytest.raises(ValueError, match="got 7"):
         RenderedClips(size=7)

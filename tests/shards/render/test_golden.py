@@ -25,7 +25,7 @@ GOLDEN_CLIP = Path(__file__).with_name("golden_clip.json")
 TOLERANCES = {".colours": 1.0, ".landmarks": 0.02, ".millimetres": 2.0, ".centi_kelvin": 2.0}
 VERTICES = [0, 500, 1000, 2000, 4000]
 FACES = RenderedFaces(num_train=2, num_val=0, num_test=0, num_identities=2)
-CLIPS = RenderedClips(1, 0, 0, num_identities=1, num_frames=3, size=48)
+CLIPS = RenderedClips(1, 0, 0, num_identities=1, fps=10.0, num_frames=3, size=48)
 CLIP_VERSIONS = [c.RENDERER_VERSION, c.CLIPS_VERSION]
 
 
