@@ -143,7 +143,8 @@ def test_runs_of_two_folds_are_scored_one_by_one_and_together(
     assert again.data_hash == trained["fold1"].data_hash
     assert main(["evaluate", "fold1", "fold2", "--tune"]) == 2
     assert main(["evaluate", "fold1", "fold2", "--split", "test"]) == 2
-    assert keys(open_split(load_config("fold1/config.yaml").data, str(clips), "test")) == [
+    data = load_config("fold1/config.yaml").data
+    assert keys(open_split(data, str(clips), "test", Path("fold1/damaged.json"))) == [
         "test-000",
         "test-001",
     ]
