@@ -41,19 +41,23 @@ class RunView:
     pages: list[tuple[ScorePage, list[tuple[str, str]]]]
 
 
-def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(runs: Sequence[Path], out: Path | None = None, compared: bool = True) -> Path:
     """Writes a page of one or several runs.
 
     Args:
         runs: run directories; the first is the subject, others are shown beside it.
         out: file to write; None = report.html in the first run's directory.
+        compared: settings in which they differ and differences of their scores come first; False for runs
+            that have nothing in common but the page.
 
     Raises:
         DataError: a directory that holds no run.
     """
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True)
     html = environment.get_template("report.html").render(
-        runs=[_view(run) for run in runs], differing=_differing(runs), comparison=comparison(runs)
+        runs=[_view(run) for run in runs],
+        differing=_differing(runs) if compared else [],
+        comparison=comparison(runs) if compared else [],
     )
     path = out or runs[0] / "report.html"
     write_atomic(path, html.encode())

@@ -58,6 +58,7 @@ def test_all_stages_run_once_and_one_page_shows_them(
     assert [run.name for run in runs if run] == list(STAGES)
     page = PAGE.read_text()
     assert all("/".join(run.parts[-3:]) in page for run in runs if run)
+    assert "Runs compared" not in page
     models = {path: path.stat().st_mtime_ns for path in RUNS.rglob("*.safetensors")}
     assert len(models) >= len(STAGES)
     assert run_demo([]) == 0
@@ -76,7 +77,7 @@ def test_on_faces_of_ones_own_there_are_no_clips_to_learn_from(
 
     monkeypatch.setattr(demo_module, "run_stage", begin)
     monkeypatch.setattr(demo_module, "run_finetuning", begin)
-    monkeypatch.setattr(demo_module, "write_report", lambda runs, page: page)
+    monkeypatch.setattr(demo_module, "write_report", lambda runs, page, compared: page)
     assert run_demo([f"data.shards={smooth}"]) == 0
     assert begun == [name for name in STAGES if name != "mran_demo"]
 
