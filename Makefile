@@ -73,7 +73,7 @@ types: setup  ## mypy, strict
 test: lint types  ## lint, types and tests [WORKERS=2]
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
-reliability: setup  ## kills, damage, hostile files, every layout: writes docs/reliability.md, in about 20 minutes
+reliability: setup  ## kills, damage, hostile files, every layout: writes docs/reliability.md, in about 15 minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.reliability
 
 slow: setup  ## the tests that take minutes
