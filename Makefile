@@ -56,9 +56,13 @@ endif
 	@echo '$(BACKEND)' > $(VENV)/.backend
 	@touch $@
 
-lock:  ## resolve requirements.lock anew
-	$(UV) pip compile -q --universal --generate-hashes --no-header --all-extras --python-version 3.11 \
+lock:  ## resolve requirements.lock, and bench/peers.lock beside it, anew
+	$(UV) pip compile -q --universal --generate-hashes --no-header --extra dev --python-version 3.11 \
 	  -c pins.txt pyproject.toml -o requirements.lock
+	@sed -n 's/^\([A-Za-z0-9._-]*==.*[^ \\]\) *\\$$/\1/p' requirements.lock > $(VENV)/locked.txt
+	$(UV) pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 -c $(VENV)/locked.txt \
+	  $$(sed -n 's/==.*//; s/^/--no-emit-package /p' $(VENV)/locked.txt | sort -u) \
+	  --override bench/overrides.txt bench/peers.txt -o bench/peers.lock
 
 demo: setup  ## every stage on rendered faces, and one page of all, in minutes [NPROC=n] [ARGS=…]
 	$(FACEPRIOR) demo $(ARGS)
@@ -103,8 +107,13 @@ submission: setup  ## a challenge's file: RUN=… LIST=names.txt OUT=… [SPLIT=
 report: setup  ## write report.html of RUN="a [b …]", or OUT
 	$(BIN)/python -m pipelines report $(RUN) $(if $(OUT),--out "$(OUT)")
 
-bench: setup  ## benchmarks: each prints a ratio against a peer on the same work
-	$(BIN)/python -m bench.render
+# Peers live beside the environment, not in it: one of them wants an older omegaconf, another brings a pytest plugin.
+$(VENV)/peers/.stamp: bench/peers.lock $(VENV)/.stamp
+	$(UV) pip install -q --python $(BIN)/python --target $(VENV)/peers --no-deps --require-hashes -r bench/peers.lock
+	@touch $@
+
+bench: $(VENV)/peers/.stamp  ## every measurement beside its peers, and docs/benchmarks.md [ARGS="mae_step reading …"]
+	$(BIN)/python -m bench $(ARGS)
 
 slurm: setup  ## write and submit a job that requeues itself: CONFIG=… [NODES=n] [ARGS=…]
 	$(BIN)/python -m pipelines slurm --nodes $(NODES) $(CONFIG) $(SETTINGS)
