@@ -336,10 +336,13 @@ def collate_faces(samples: Sequence[FaceSample], space: LabelSpace) -> Batch:
         for j, name in enumerate(space.au):
             if name in labels.au:
                 au[i, j], au_valid[i, j] = labels.au[name], True
+    images = torch.empty(count, *samples[0].image.shape, dtype=torch.uint8)
+    for place, sample in zip(images.numpy(), samples):
+        place[:] = sample.image.numpy()  # numpy parts colours into planes several times as fast as torch
     tensors = Labels(*(torch.from_numpy(a) for a in (va, va_valid, expr, expr_valid, au, au_valid)))
     return Batch(
         keys=[sample.key for sample in samples],
-        images=torch.stack([sample.image for sample in samples]),
+        images=images,
         rng=keyed.to_tensor(np.array([sample.rng for sample in samples], np.uint64)),
         labels=tensors,
         num_valid=sum(sample.counts for sample in samples),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ UInt8 = NDArray[np.uint8]
 UInt16 = NDArray[np.uint16]
 
 _TONE_STEPS = 2048
+_NORMAL = np.array([NormalDist().inv_cdf((step + 0.5) / 256) for step in range(256)])
+"""Quantiles of the normal distribution, one for each value of a random byte."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def expose(linear: Float32, camera: Camera, automatic: float) -> UInt8:
     mixing = camera.saturation * np.eye(3) + grey[:, None]
     light = linear @ (gain * mixing * camera.tint).astype(np.float32)
     # A shoulder instead of clipping: highlights roll off between 0.8 and 2.
-    level = np.arange(2 * _TONE_STEPS) / _TONE_STEPS
+    level = np.arange(2 * _TONE_STEPS, dtype=np.float32) / _TONE_STEPS
     rolled = np.where(level < 0.7, level, 0.7 + 0.3 * (1 - np.exp(-(level - 0.7) / 0.3)))
     tone = 255 * (camera.lift + (1 - camera.lift) * rolled ** (1 / camera.gamma))
     return np.round(tone).astype(np.uint8).take(light.astype(np.intp), mode="clip")
@@ -105,11 +108,10 @@ def take_colour(linear: Float32, camera: Camera, automatic: float, rng: np.rando
         image = np.asarray(picture)
     if not camera.noise or rng is None:
         return image
-    values = rng.standard_normal(image.shape, np.float32)
-    values *= np.float32(camera.noise)
+    grain = np.round(camera.noise / _NORMAL.std() * _NORMAL).astype(np.int16)
+    values = grain.take(np.frombuffer(rng.bytes(image.size), np.uint8)).reshape(image.shape)
     values += image
-    values += np.float32(0.5)
-    return np.clip(values, 0, 255, out=values).astype(np.uint8)
+    return np.asarray(np.clip(values, 0, 255), np.uint8)
 
 
 def take_depth(

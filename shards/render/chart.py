@@ -32,7 +32,7 @@ class Chart:
         x, y, z: (T,) canonical position, dm; x is unsigned (the painting is symmetric).
         angle: (T,) unsigned angle about the vertical axis, 0 at the nose.
         wrinkles: (K, T) fold profiles in the order of `constants.WRINKLES`: 1 in a fold's floor, below 0 on
-            its rim.
+            its rim. folds: (T,) where any of them is.
         redness, sockets, beard, occlusion, nose, cheek, canthus, forehead, chin, neck, eyes, nostrils: (T,)
             zones, 0..1.
         brow_texels: (B,) numbers of the texels where brows may grow.
@@ -43,6 +43,7 @@ class Chart:
     z: Float32
     angle: Float32
     wrinkles: Float32
+    folds: NDArray[np.bool_]
     redness: Float32
     sockets: Float32
     beard: Float32
@@ -197,6 +198,7 @@ def load_chart() -> Chart:
     under_nose = blob(x, y, 0.0, -0.475, 0.12, 0.035)
     under_lip = blob(x, y, 0.0, -0.87, 0.14, 0.04)
     neck = ramp(np.asarray(-y - 0.35 * np.maximum(z, -0.6), np.float32), 1.02, 1.25)
+    wrinkles = _wrinkles(x, y, front)
     nostrils = blob(x, y, 0.065, -0.455, 0.035, 0.02) * front
     lid_line = blob(x, y, 0.29, 0.047, 0.10, 0.018) * front
     upper_lip = blob(x, y, 0.0, -0.56, 0.22, 0.06)
@@ -213,7 +215,8 @@ def load_chart() -> Chart:
         y=y,
         z=z,
         angle=angle,
-        wrinkles=_wrinkles(x, y, front),
+        wrinkles=wrinkles,
+        folds=np.asarray((np.abs(wrinkles) > 0.004).any(0)),
         redness=np.clip(0.8 * cheek + 0.7 * nose + 0.25 * blob(x, y, 0.0, -0.98, 0.12, 0.1), 0, 1),
         sockets=np.clip(sockets, 0, 1),
         beard=np.clip(beard, 0, 1) * ramp(np.hypot(x / 0.28, (y + 0.69) / 0.12), 0.9, 1.1),

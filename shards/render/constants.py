@@ -12,7 +12,7 @@ from typing import Final
 
 from shards.labels import EXPR8
 
-RENDERER_VERSION: Final = 2
+RENDERER_VERSION: Final = 3
 """Raised whenever the same settings no longer give the same bytes."""
 
 # --- Action units ---------------------------------------------------------------------------------

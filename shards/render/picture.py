@@ -64,13 +64,14 @@ class Picture:
 
 def _normals(posed: Float32, corners: NDArray[np.intp]) -> Float32:
     """(3, V) sums, at each vertex, of the normals of the triangles `corners` (3, F)."""
-    a, b, c = (posed.take(corner, axis=0).T for corner in corners)
+    places = np.ascontiguousarray(posed.T)
+    a, b, c = (places.take(corner, axis=1) for corner in corners)
     u, v = b - a, c - a
-    flat = corners.ravel()
     total = np.empty((3, len(posed)), np.float32)
     for axis in range(3):
         i, j = (axis + 1) % 3, (axis + 2) % 3
-        total[axis] = np.bincount(flat, np.tile(u[i] * v[j] - u[j] * v[i], 3), len(posed))
+        normal = (u[i] * v[j] - u[j] * v[i]).astype(np.float64)
+        total[axis] = sum(np.bincount(corner, normal, len(posed)) for corner in corners)
     return total
 
 

@@ -16,6 +16,8 @@ from shards.render.geometry import Float32
 
 _SLACK = np.float32(-1e-4)
 """Of the inside test, so that rounding leaves no cracks between neighbours."""
+_FLAT, _FAR = np.float32(1e-12), np.float32(1e9)
+"""A slope that stands for none, and a column beyond every frame."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ def _counting(counts: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.
     """For each i, counts[i] times: i itself, and 0, 1, 2, …."""
     owner = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     ends = np.cumsum(counts, dtype=np.int32)
-    return owner, np.arange(len(owner), dtype=np.int32) - (ends - counts)[owner]
+    return owner, np.arange(len(owner), dtype=np.int32) - (ends - counts).take(owner)
 
 
 def rasterise(
@@ -59,7 +61,7 @@ def rasterise(
     top = np.maximum(np.ceil(ys.min(0) - np.float32(0.5)), 0).astype(np.int32)
     bottom = np.minimum(np.floor(ys.max(0) - np.float32(0.5)), height - 1).astype(np.int32)
     some = np.flatnonzero((right >= left) & (bottom >= top))
-    left, right, top, bottom = left[some], right[some], top[some], bottom[some]
+    left, right, top, bottom = (edge.take(some) for edge in (left, right, top, bottom))
     x0, x1, x2 = xs.take(some, axis=1)
     y0, y1, y2 = ys.take(some, axis=1)
     area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
@@ -74,34 +76,40 @@ def rasterise(
     w1, w2 = start.take(owner, axis=1) + slopes[2:].take(owner, axis=1) * row
     d1, d2 = slopes[:2].take(owner, axis=1)
     first = np.zeros(len(owner), np.float32)
-    last = (right - left)[owner].astype(np.float32)
+    last = (right - left).astype(np.float32).take(owner)
     for weight, slope in ((w1, d1), (w2, d2), (1 - w1 - w2, -d1 - d2)):
-        crossing = (_SLACK - weight) / np.where(slope == 0, np.float32(1e-12), slope)
-        rising = slope >= 0
-        first = np.where(rising, np.maximum(first, crossing), first)
-        last = np.where(rising, last, np.minimum(last, crossing))
+        # A rising weight bounds the span from the left, a falling one from the right.
+        slope = slope + _FLAT
+        crossing = (_SLACK - weight) / slope
+        other_side = np.copysign(_FAR, slope)
+        np.maximum(first, np.minimum(crossing, other_side), out=first)
+        np.minimum(last, np.maximum(crossing, other_side), out=last)
     first = np.ceil(first)
     span = np.maximum(np.floor(last) - first + 1, 0).astype(np.int32)
     filled = np.flatnonzero(span)
-    owner, first = owner[filled], first[filled]
-    start_pixel = (top[owner] + row[filled]) * np.int32(width) + left[owner] + first.astype(np.int32)
-    w1, w2, d1, d2 = w1[filled], w2[filled], d1[filled], d2[filled]
+    owner, first, span = owner.take(filled), first.take(filled), span.take(filled)
+    corner = (top * np.int32(width) + left).take(owner)
+    start_pixel = corner + row.take(filled) * np.int32(width) + first.astype(np.int32)
+    w1, w2, d1, d2 = (values.take(filled) for values in (w1, w2, d1, d2))
     w1 += d1 * first
     w2 += d2 * first
-    z0, z1, z2 = zs.take(some[owner], axis=1)
+    z0, z1, z2 = zs.take(some.take(owner), axis=1)
     z, dz = z0 + w1 * (z1 - z0) + w2 * (z2 - z0), d1 * (z1 - z0) + d2 * (z2 - z0)
     # One entry for each pixel of each row.
-    entry, column = _counting(span[filled])
-    pixel = start_pixel[entry] + column
-    depth = z[entry] + dz[entry] * column
+    entry, column = _counting(span)
+    pixel = start_pixel.take(entry) + column
+    depth = z.take(entry) + dz.take(entry) * column
     far, near = depth.max(initial=1.0), depth.min(initial=0.0)
     order = np.argsort(
         ((far - depth) * np.float32(65535 / (far - near + 1e-6))).astype(np.uint16), kind="stable"
     )
     nearest = np.full(width * height, -1, np.int32)
-    nearest[pixel[order]] = order
+    nearest[pixel.take(order)] = order
     shown = np.flatnonzero(nearest >= 0)
-    winner = nearest[shown]
-    entry, column = entry[winner], column[winner]
-    w1, w2 = w1[entry] + d1[entry] * column, w2[entry] + d2[entry] * column
-    return Hits(shown, triangles[some[owner[entry]]], np.stack([1 - w1 - w2, w1, w2]), depth[winner])
+    winner = nearest.take(shown)
+    entry, column = entry.take(winner), column.take(winner)
+    weights = np.empty((3, len(shown)), np.float32)
+    weights[1] = w1.take(entry) + d1.take(entry) * column
+    weights[2] = w2.take(entry) + d2.take(entry) * column
+    weights[0] = 1 - weights[1] - weights[2]
+    return Hits(shown, triangles.take(some.take(owner.take(entry))), weights, depth.take(winner))

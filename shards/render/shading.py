@@ -62,10 +62,12 @@ def surface_of(head: Head, hits: Hits, normals: Float32) -> Surface:
     Args:
         normals: (3, V) of the posed mesh, any length.
     """
-    corners = head.corners.take(hits.triangle, axis=1)
+    first, second, third = head.corners.take(hits.triangle, axis=1)
     mixed = np.empty((8, len(hits.pixel)), np.float32)
-    for row, attribute in enumerate((*normals, *head.fixed)):
-        mixed[row] = np.einsum("kn,kn->n", hits.weights, attribute.take(corners))
+    for values, attribute in zip(mixed, (*normals, *head.fixed)):
+        np.multiply(hits.weights[0], attribute.take(first), out=values)
+        values += hits.weights[1] * attribute.take(second)
+        values += hits.weights[2] * attribute.take(third)
     normal = mixed[:3]
     normal /= np.sqrt(np.einsum("cn,cn->n", normal, normal)) + np.float32(1e-9)
     group = head.group[hits.triangle]
@@ -128,14 +130,15 @@ def albedo_of(surface: Surface, head: Head, frame: Frame) -> tuple[Float32, Floa
     ears = np.flatnonzero(surface.ears > 0.3)
     rgb[:, ears] = head.colours["ear"][:, None]
     skin = surface.group == SKIN
-    fold = np.zeros(len(gloss), np.float32)
-    wrinkles = load_chart().wrinkles
+    chart = load_chart()
+    folded = np.flatnonzero(skin & chart.folds.take(surface.texel))
+    texel = surface.texel.take(folded)
+    fold = np.zeros(len(folded), np.float32)
     for k, depth in enumerate(fold_weights(frame.units, head)):
         if depth > 0.01:
-            fold -= depth * wrinkles[k].take(surface.texel)
-    folded = np.flatnonzero(skin & (np.abs(fold) > 0.004))
+            fold -= depth * chart.wrinkles[k].take(texel)
     for plane, tint in zip(rgb, c.WRINKLE_TINT):
-        plane[folded] *= np.exp(np.float32(tint) * fold[folded])
+        plane[folded] *= np.exp(np.float32(tint) * fold)
     pale = np.float32(1 - 0.5 * max(frame.units[c.UNITS.index("AU23")], frame.units[c.UNITS.index("AU24")]))
     lips = np.flatnonzero((surface.lips > 0.02) & skin)
     _mix(rgb, lips, pale * surface.lips[lips], head.colours["lips"])
