@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from shards.bar import open_bar
 from shards.files import clear_disk_errors, locked, write_atomic
 from shards.labels import DataError
 from shards.manifest import NAME, Manifest, ShardEntry, load_manifest, save_manifest
@@ -133,7 +133,7 @@ def build(source: Source, out: Path, config: BuildConfig = BuildConfig(), quiet:
             source,
             jobs,
             config.workers,
-            tqdm(total=total, initial=done, desc=str(out), unit=source.info.unit, disable=quiet),
+            open_bar(total=total, initial=done, desc=str(out), unit=source.info.unit, disable=quiet),
         )
         if num_parts == 1:
             for plan in plans:

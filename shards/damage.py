@@ -12,8 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from shards.bar import open_bar
 from shards.clips import decode_clip_labels
 from shards.labels import DataError
 from shards.manifest import load_manifest
@@ -40,7 +39,7 @@ def find_damaged(folders: Sequence[Path], quiet: bool = False) -> list[LeftOut]:
     found = whole_shards(folders)
     shards = ShardSet(folders, found, check_sizes=False)
     check = _check_clip if shards.manifests[0].kind == "clips" else _check_face
-    for number in tqdm(range(len(shards)), desc="look for damage", unit="sample", disable=quiet):
+    for number in open_bar(range(len(shards)), desc="look for damage", unit="sample", disable=quiet):
         reason = _reason(shards, number, check)
         if reason:
             folder, tar = shards.place(number)

@@ -13,8 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
+from shards.bar import open_bar
 from shards.build import write_manifest
 from shards.clips import decode_clip_labels
 from shards.files import write_atomic
@@ -65,7 +64,7 @@ def index_tars(tars: Sequence[Path], out: Path, split: str, name: str, licence: 
     seen: dict[str, str] = {}
     census = _Census()
     kinds: dict[str, Path] = {}
-    for path in tqdm(sorted(tars), desc=f"index {out}", unit="tar"):
+    for path in open_bar(sorted(tars), desc=f"index {out}", unit="tar"):
         if path.parent != out:
             raise DataError(f"{path}: the tars of a shard set lie in its folder {out}")
         scanned = scan_tar(path)
@@ -107,7 +106,7 @@ def mend_indexes(out: Path) -> Manifest:
     """
     manifest = load_manifest(out)
     entries = []
-    for entry in tqdm(manifest.shards, desc=f"mend {out}", unit="tar"):
+    for entry in open_bar(manifest.shards, desc=f"mend {out}", unit="tar"):
         tar = out / entry.tar
         if not tar.is_file():
             raise DataError(f"{tar}: missing, though the manifest lists it; restore it or rebuild the set")

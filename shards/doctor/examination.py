@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
+from shards.bar import open_bar
 from shards.doctor import across
 from shards.doctor.across import Part
 from shards.doctor.findings import SEVERITIES, Examination, Face, Finding, Notebook
@@ -69,7 +69,7 @@ def examine(
     total = sum(job.entry.num_samples for _, job in jobs)
     workers = config.workers or (1 if total < config.single_below else num_cores())
     records: dict[int, ShardRecord] = {}
-    with tqdm(total=total, desc="examine", unit="img", disable=quiet) as bar:
+    with open_bar(total=total, desc="examine", unit="img", disable=quiet) as bar:
         for number, record in _run([job for _, job in jobs], workers):
             records[number] = record
             bar.update(jobs[number][1].entry.num_samples)
