@@ -184,17 +184,21 @@ def affect_metrics(predictions: Mapping[str, Tensor]) -> dict[str, float]:
     Returns:
         ccc_valence, ccc_arousal, rmse_…; expr_macro_f1, expr_accuracy, expr_balanced_accuracy; au_f1 (at .5),
         au_always_positive_f1; `score`: the sum of mean CCC, macro F1 and mean AU F1, of those there are
-        (P_MTL with all three); nothing where nothing is labelled.
+        (P_MTL with all three), the CCC of arousal alone where valence has no label at all, and the other way
+        round; nothing where nothing is labelled.
     """
     columns = {name: values.double().numpy() for name, values in predictions.items()}
     found: dict[str, float] = {}
     parts: list[float] = []
     if "va" in columns and np.isfinite(columns["va_target"]).any():
         valid, va = np.isfinite(columns["va_target"]), np.clip(columns["va"], -1, 1)  # as they are written
-        for place, name in enumerate(("valence", "arousal")):
+        labelled = [
+            (place, name) for place, name in enumerate(("valence", "arousal")) if valid[:, place].any()
+        ]
+        for place, name in labelled:
             pair = (va[:, place], columns["va_target"][:, place], valid[:, place])
             found[f"ccc_{name}"], found[f"rmse_{name}"] = metrics.ccc(*pair), metrics.rmse(*pair)
-        parts.append((found["ccc_valence"] + found["ccc_arousal"]) / 2)
+        parts.append(float(np.mean([found[f"ccc_{name}"] for _, name in labelled])))
     if "expr_probs" in columns and (columns["expr"] >= 0).any():
         target, probs = columns["expr"].astype(np.int64), columns["expr_probs"]
         pred, valid = probs.argmax(1), target >= 0

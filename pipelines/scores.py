@@ -113,12 +113,13 @@ def figures_of(predictions: Predictions, thresholds: Sequence[float] | float = 0
     found: dict[str, Figure] = {}
     parts: list[Figure] = []
     if predictions.va_pred is not None and np.isfinite(predictions.va).any():
-        columns = [
-            Compared(predictions.va_pred[:, k], predictions.va[:, k], np.isfinite(predictions.va[:, k]))
-            for k in (0, 1)
-        ]
-        parts.append(lambda rows: float(np.mean([ccc(*column.take(rows)) for column in columns])))
-        for name, column in zip(("valence", "arousal"), columns, strict=True):
+        columns = {
+            name: Compared(predictions.va_pred[:, k], predictions.va[:, k], np.isfinite(predictions.va[:, k]))
+            for k, name in enumerate(("valence", "arousal"))
+            if np.isfinite(predictions.va[:, k]).any()
+        }
+        parts.append(lambda rows: float(np.mean([ccc(*column.take(rows)) for column in columns.values()])))
+        for name, column in columns.items():
             for short, metric in (("ccc", ccc), ("cc", cc), ("rmse", rmse)):
                 found[f"{short}_{name}"] = _figure(metric, column)
     if predictions.expr_probs is not None and (predictions.expr >= 0).any():

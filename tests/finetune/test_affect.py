@@ -256,6 +256,10 @@ def test_the_score_is_the_sum_of_what_is_predicted_and_labelled():
     unlabelled = truth | {"expr": torch.full((64,), -1)}
     found = affect_metrics(perfect | unlabelled)
     assert found["score"] == pytest.approx(2) and "expr_macro_f1" not in found
+    valence_alone = truth["va_target"].clone()
+    valence_alone[:, 1] = math.nan
+    found = affect_metrics({"va": perfect["va"], "va_target": valence_alone})
+    assert found["score"] == found["ccc_valence"] == pytest.approx(1) and "ccc_arousal" not in found
     nothing = {"expr": torch.tensor([-1]), "va_target": torch.full((1, 2), math.nan)}
     assert affect_metrics({**nothing, "expr_probs": torch.ones(1, 8), "va": torch.zeros(1, 2)}) == {}
 

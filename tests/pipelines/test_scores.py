@@ -33,6 +33,15 @@ def test_both_ways_by_hand() -> None:
     assert means["rmse_arousal"] == pytest.approx((0.5 + 0.5 * 0.5**0.5 + 0) / 3)
 
 
+def test_valence_alone_is_the_whole_score_where_arousal_has_no_label() -> None:
+    va = np.array([[0, np.nan], [1, np.nan], [1, np.nan], [-1, np.nan], [0, np.nan], [np.nan, np.nan]])
+    scores = score(recordings(va=va), num_resamples=10)
+    assert scores.headline["score"] == scores.headline["ccc_valence"]
+    assert (
+        scores.headline["score"].value == pytest.approx(0.32 / 0.72) and "ccc_arousal" not in scores.headline
+    )
+
+
 def test_intervals_draw_whole_recordings() -> None:
     figure = recording_figures(recordings())["ccc_valence"]
     assert figure(np.array([0, 1, 0, 1, 2, 3, 4])) == pytest.approx(2 / 3)  # a twice, b once
