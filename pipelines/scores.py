@@ -139,8 +139,13 @@ def figures_of(predictions: Predictions, thresholds: Sequence[float] | float = 0
 
 
 def is_video(predictions: Predictions) -> bool:
-    """Whether every sample is a frame of a recording: its number and its group are known."""
-    return bool((predictions.frame >= 0).all()) and all(predictions.group)
+    """Whether every sample is a frame of a recording: its number and its group are known, and no two share both.
+
+    Two faces of one frame in one group are two people: the group is then a film, and no row follows another.
+    """
+    if not (bool((predictions.frame >= 0).all()) and all(predictions.group)):
+        return False
+    return len(set(zip(predictions.group, predictions.frame.tolist()))) == len(predictions)
 
 
 def recording_figures(predictions: Predictions) -> dict[str, Figure]:

@@ -58,7 +58,11 @@ def test_what_is_printed_says_which_is_which() -> None:
     assert "each that has labels" in means and "ccc_valence               0.5000" in means
 
 
-@pytest.mark.parametrize("unknown", [{"group": ["a", "a", "b", "b", "b", ""]}, {"frame": [-1] * 6}])
+@pytest.mark.parametrize(
+    "unknown",
+    [{"group": ["a", "a", "b", "b", "b", ""]}, {"frame": [-1] * 6}, {"frame": [0, 1, 0, 1, 1, 0]}],
+    ids=["no group", "no frame", "two faces of a frame"],
+)
 def test_what_is_no_video_has_no_recordings(unknown: dict[str, object]) -> None:
     scores = score(recordings(**unknown), num_resamples=0)
     assert not scores.recordings and "pooled" not in as_text(scores)
