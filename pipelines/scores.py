@@ -139,7 +139,7 @@ def figures_of(predictions: Predictions, thresholds: Sequence[float] | float = 0
 
 
 def is_video(predictions: Predictions) -> bool:
-    """Whether every sample is a frame of a recording: its number and its group are known, and no two share both.
+    """Whether every sample is a frame of a recording: number and group are known, and no two share both.
 
     Two faces of one frame in one group are two people: the group is then a film, and no row follows another.
     """
