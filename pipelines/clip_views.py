@@ -1,14 +1,15 @@
 """What an evaluation of clips leaves for the report beside its csv, made while model and clips are at hand.
 
-    predictions/SPLIT.clips.json      figures with modalities left out, and how much attention is on the head
+    predictions/SPLIT.clips.json      figures with modalities left out, and how much attention is on the face
     predictions/SPLIT.attention.png   attention over the colour frames   } where the clips' licence
     predictions/SPLIT.strips.png      the worst clips as film strips     } allows their pictures
 
-Attention on the head: of each frame, the share of its attention that lies on the head, divided by the head's
-share of the area; 1 = no more than if it were spread evenly. The head is what is less than 300 mm behind the
-face by the depth camera (hair, neck and shoulders count), or where there is no depth, what is warmer than
-30 °C. Pixels that the camera does not know, or that are as the scale's zero, are left out of both shares, and
-frames that are head all over, or nowhere.
+Attention on a region: of each frame, the share of its attention that lies there, divided by the region's
+share of the area; 1 = no more than if it were spread evenly. The face is an oval from brows to chin, known
+where the alignment is (`template.face_oval`). The head is what is less than 300 mm behind the face by the
+depth camera (hair, neck and shoulders count), or where there is no depth, what is warmer than 30 °C. Pixels
+that the camera does not know, or that are as the scale's zero, are left out of both shares, and frames that
+are head all over, or nowhere.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ from shards.files import write_atomic
 from shards.frames import frame_extensions
 from shards.planes import DEPTH_LIMIT
 from shards.shardset import ShardSet
+from shards.template import face_oval, relative_geometry
 
 _LEFT_OUT_FRAMES = 2000  # looked at with each modality left out: so many clips, spread over the split
-_HEAD_FRAMES = 500
+_ATTENTION_FRAMES = 500
 _RESAMPLES = 200
 _SHOWN_CLIPS, _SHOWN_STEPS = 4, 6
 _WORST, _STRIP_FRAMES = 3, 10
@@ -66,16 +68,18 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
-class HeadAttention:
-    """Attention on the head, over frames.
+class RegionAttention:
+    """Attention on a part of the picture, over frames.
 
     Attributes:
+        region: "face" or "head".
         ratio: share of attention by share of area, with its interval over clips.
         attention, area: the mean shares, in [0, 1].
-        by: "depth" or "thermal", which say where the head is, or both.
+        by: what says where it is: "depth" or "thermal", or both; "alignment" for the face.
         num_frames: of which this is the mean; one that is in two windows counts twice.
     """
 
+    region: str
     ratio: Estimate
     attention: float
     area: float
@@ -106,11 +110,11 @@ def save_clip_views(
     left_out = leave_out(predictor, model, columns, clips) if labelled and leaving_out else []
     if not predictor.processes.is_main:
         return
-    head = attention_on_head(predictor, model, _spread(predictor, _HEAD_FRAMES))
+    regions = attention_on_regions(predictor, model, _spread(predictor, _ATTENTION_FRAMES))
     data = {
         "num_clips": len(clips),
         "left_out": [asdict(row) for row in left_out],
-        "head": None if head is None else asdict(head),
+        "attention": [asdict(region) for region in regions],
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / f"{split}.clips.json", (json.dumps(data, indent=1) + "\n").encode())
@@ -200,41 +204,60 @@ def _left_out(without: Sequence[str], found: Predictions, all_of: Predictions) -
 
 
 @torch.inference_mode()
-def attention_on_head(
+def attention_on_regions(
     predictor: SplitPredictor, model: nn.Module, clips: Sequence[int]
-) -> HeadAttention | None:
+) -> list[RegionAttention]:
     """See above; over all windows of some clips, so that a frame counts in each that it is in.
 
     Returns:
-        None where no camera says where the head is.
+        The face, where the alignment says where it is, and the head, where a camera does.
     """
-    shares: list[NDArray[np.float64]] = []
-    owners: list[str] = []
-    used: set[str] = set()
+    geometry = relative_geometry(predictor.shards.manifests[0].alignment)
+    found = {region: _Shares() for region in ("face", "head")}
     for batch in _windows(predictor, clips):
         left = batch.valid["color"].clone()
         left[batch.num_valid :] = False
-        attention = None
+        attention = model(batch.images, batch.valid, batch.rng).attention
+        if geometry is not None:
+            oval = torch.from_numpy(face_oval(geometry, *attention.shape[-2:])).to(attention)
+            shares = (attention * oval).sum((-2, -1)) / attention.sum((-2, -1)).clamp(min=1e-12)
+            both = torch.stack([shares, oval.mean().expand_as(shares)], dim=-1)
+            found["face"].add(both, left, batch.keys, "alignment")
         for by in ("depth", "thermal"):
             counts = left & batch.valid[by]
-            if not counts.any():
-                continue
             left &= ~counts
-            if attention is None:
-                attention = model(batch.images, batch.valid, batch.rng).attention
-            found = head_shares(attention, batch.images[by], by)
-            counts &= (found[..., 1] > 0) & (found[..., 1] < 1)
-            used |= {by} if counts.any() else set()
-            shares.append(found[counts].double().cpu().numpy())
-            owners += [batch.keys[row] for row in counts.nonzero()[:, 0].tolist()]
-    if not owners:
-        return None
-    values = np.concatenate(shares)
-    ratios = values[:, 0] / values[:, 1]
-    low, high = bootstrap(lambda rows: float(ratios[rows].mean()), np.array(owners), _RESAMPLES, seed=0)
-    means = values.mean(0)
-    ratio = Estimate(float(ratios.mean()), low, high)
-    return HeadAttention(ratio, float(means[0]), float(means[1]), " or ".join(sorted(used)), len(ratios))
+            both = head_shares(attention, batch.images[by], by)
+            found["head"].add(both, counts & (both[..., 1] > 0) & (both[..., 1] < 1), batch.keys, by)
+    return [shares.estimate(region) for region, shares in found.items() if shares.owners]
+
+
+class _Shares:
+    """Shares of attention and area of one region, gathered over batches."""
+
+    def __init__(self) -> None:
+        self.values: list[NDArray[np.float64]] = []
+        self.owners: list[str] = []
+        self.by: set[str] = set()
+
+    def add(self, shares: Tensor, counts: Tensor, keys: Sequence[str], by: str) -> None:
+        """Adds (B, T, 2) shares where (B, T) `counts` says so."""
+        if not counts.any():
+            return
+        self.values.append(shares[counts].double().cpu().numpy())
+        self.owners += [keys[row] for row in counts.nonzero()[:, 0].tolist()]
+        self.by.add(by)
+
+    def estimate(self, region: str) -> RegionAttention:
+        """Over all that was added; there must be some."""
+        values = np.concatenate(self.values)
+        ratios = values[:, 0] / values[:, 1]
+        low, high = bootstrap(
+            lambda rows: float(ratios[rows].mean()), np.array(self.owners), _RESAMPLES, seed=0
+        )
+        means = values.mean(0)
+        ratio = Estimate(float(ratios.mean()), low, high)
+        by = " or ".join(sorted(self.by))
+        return RegionAttention(region, ratio, float(means[0]), float(means[1]), by, len(ratios))
 
 
 def head_shares(attention: Tensor, planes: Tensor, by: str) -> Tensor:

@@ -149,8 +149,8 @@ def _clip_tables(path: Path) -> list[Table]:
             rows = [_left_out(row) for row in data["left_out"]]
             title = f"what each modality is worth: left out at the test alone, {count} clips"
             tables.append(Table(title, ("without", "CCC valence", "CCC arousal", "mean CCC, change"), rows))
-        if data["head"]:
-            tables.append(_head_table(data["head"]))
+        if data["attention"]:
+            tables.append(_attention_table(data["attention"]))
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: damaged ({error!r}); evaluate the run again") from error
     return tables
@@ -168,19 +168,23 @@ def _left_out(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _head_table(head: Mapping[str, Any]) -> Table:
-    ratio = head["ratio"]
+def _attention_table(regions: Sequence[Mapping[str, Any]]) -> Table:
     title = (
-        "attention on the head: its share of attention divided by its share of the area (1 = as if spread "
-        f"evenly), mean over {head['num_frames']} frames of windows, interval over clips; where the head is, "
-        f"says {head['by']}"
+        "where attention lies: its share on a region divided by the region's share of the area (1 = as if "
+        f"spread evenly), mean over {regions[0]['num_frames']} frames of windows, intervals over clips"
     )
-    cells = (
-        f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
-        f"{head['attention']:.1%}",
-        f"{head['area']:.1%}",
-    )
-    return Table(title, ("attention / area", "attention on it", "area of it"), [cells])
+    rows = []
+    for region in regions:
+        ratio = region["ratio"]
+        rows.append(
+            (
+                f"{region['region']} (by {region['by']})",
+                f"{ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})",
+                f"{region['attention']:.1%}",
+                f"{region['area']:.1%}",
+            )
+        )
+    return Table(title, ("region", "attention / area", "attention on it", "area of it"), rows)
 
 
 def _rows(figures: Mapping[str, Estimate], signed: bool = False) -> list[tuple[str, str, str]]:

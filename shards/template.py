@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 TEMPLATE_NAME = "arcface-112"
+_FINE = 8  # subdivisions of a grid's cell, each way
 TEMPLATE_SIDE = 112
 # Left eye, right eye (as seen), nose, left and right corner of the mouth, in a 112×112 image.
 TEMPLATE = np.array(
@@ -73,3 +74,25 @@ def relative_geometry(recipe: Mapping[str, Any]) -> RelativeGeometry | None:
     if points.shape != TEMPLATE.shape:
         return None
     return RelativeGeometry(template, margin, tuple((float(x), float(y)) for x, y in points.round(2)))
+
+
+def face_oval(geometry: RelativeGeometry, height: int, width: int) -> NDArray[np.float64]:
+    """Which part of an aligned picture is face: about from brows to chin.
+
+    An ellipse about the middle between eyes and mouth. Its half axes are the distance between the pupils and
+    that between the middle of the eyes and the middle of the mouth.
+
+    Args:
+        height, width: of a grid over the picture.
+
+    Returns:
+        (height, width) share of each cell inside the ellipse, 0..1.
+    """
+    places = (np.asarray(geometry.points) + 0.5) / TEMPLATE_SIDE
+    right_eye, left_eye, _, *corners = (places + geometry.margin) / (1 + 2 * geometry.margin)
+    eyes, mouth = (right_eye + left_eye) / 2, sum(corners) / 2
+    across, down = np.linalg.norm(left_eye - right_eye), np.linalg.norm(mouth - eyes)
+    y, x = np.mgrid[: height * _FINE, : width * _FINE] + 0.5
+    x, y = x / (width * _FINE) - (eyes + mouth)[0] / 2, y / (height * _FINE) - (eyes + mouth)[1] / 2
+    inside = (x / across) ** 2 + (y / down) ** 2 <= 1
+    return np.asarray(inside.reshape(height, _FINE, width, _FINE).mean((1, 3)))

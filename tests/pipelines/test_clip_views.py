@@ -14,7 +14,7 @@ from pipelines import clip_views
 from pipelines.clip_charts import recording_curves
 from pipelines.clip_views import (
     _attention_strips,
-    attention_on_head,
+    attention_on_regions,
     clip_errors,
     head_shares,
     leave_out,
@@ -23,6 +23,7 @@ from pipelines.clip_views import (
 from pipelines.predictions import build_predictions
 from pipelines.score_pages import score_pages
 from shards.shardset import ShardSet, open_shards
+from shards.template import template_geometry
 from tests.pipelines.tiny_mran import build, predictor_of, spec_of
 from tests.shards.made_clips import made_clips
 
@@ -94,9 +95,9 @@ def test_the_files_and_the_page_made_of_them(
     save_clip_views(folder, predictor, model, columns)
     predictor.predictions(columns).write_csv(folder / "val.csv")
     data = json.loads((folder / "val.clips.json").read_text())
-    assert data["num_clips"] == 5 and data["head"]["by"] == "thermal"
+    assert data["num_clips"] == 5 and data["attention"][0]["by"] == "thermal"
     [page] = score_pages(tmp_path)
-    assert [table.header[0] for table in page.tables] == ["without", "attention / area"]
+    assert [table.header[0] for table in page.tables] == ["without", "region"]
     assert [row[0] for row in page.tables[0].rows][-1] == "depth and thermal"
     titles = [
         title.partition(",")[0].partition(":")[0] for title, png in page.pictures if png[:4] == b"\x89PNG"
@@ -116,13 +117,22 @@ def test_the_files_and_the_page_made_of_them(
     assert len(score_pages(tmp_path)[0].tables) == 1
 
 
+def aligned(shards: ShardSet) -> ShardSet:
+    """The same shards, their faces by the template."""
+    known = ShardSet(shards.folders)
+    recipe = {"geometry": template_geometry(112, 0.1)}
+    known.manifests = [replace(manifest, alignment=recipe) for manifest in shards.manifests]
+    return known
+
+
 def test_colour_alone_has_nothing_to_leave_out_but_a_head_to_look_at(warm: ShardSet) -> None:
     spec = spec_of(guidance="none")
     spec = replace(spec, clip=replace(spec.clip, modalities=("color",)))
-    predictor, model = predictor_of(warm, spec), build(spec)
+    predictor, model = predictor_of(aligned(warm), spec), build(spec)
     assert len(leave_out(predictor, model, predictor.columns(model), [0, 1])) == 1
-    head = attention_on_head(predictor, model, [1])
-    assert head is not None and head.by == "thermal" and 0 < head.area < 1
+    face, head = attention_on_regions(predictor, model, [1])
+    assert (face.region, face.by, head.region, head.by) == ("face", "alignment", "head", "thermal")
+    assert 0 < head.area < 1 and 0.2 < face.area < 0.5 and face.num_frames >= head.num_frames
     assert head.ratio.value == pytest.approx(head.attention / head.area, rel=0.2)
     assert np.isfinite([head.ratio.low, head.ratio.high]).all()
 
@@ -134,9 +144,9 @@ def test_a_frame_without_depth_is_measured_by_its_warmth_whatever_else_is_in_the
     left_out = frozenset((1, f"depth.{f:04d}.png") for f in range(14))
     folder = made_clips(tmp_path / "mixed", counts={"val": 2}, left_out=left_out)
     model = build(spec_of())
-    mixed = attention_on_head(predictor_of(open_shards(str(folder), "val"), spec_of()), model, [0, 1])
-    alone = attention_on_head(predictor_of(warm, spec_of()), model, [1])
-    assert mixed is not None and alone is not None
+    mixed = attention_on_regions(predictor_of(open_shards(str(folder), "val"), spec_of()), model, [0, 1])[-1]
+    alone = attention_on_regions(predictor_of(warm, spec_of()), model, [1])[-1]
+    assert mixed.region == alone.region == "head"
     assert (mixed.by, mixed.num_frames) == ("thermal", alone.num_frames)
 
 
