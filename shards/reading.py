@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 _CHUNK = 1 << 26  # at once: a damaged index may ask for much more than there is
 _GAP = 1 << 16  # what lies between two members is read with them up to here, and passed over beyond
+_AHEAD = 1 << 26  # tars up to here are fetched whole: larger ones hold clips, of which parts are wanted
 
 
 class Place(NamedTuple):
@@ -45,6 +46,7 @@ class TarBytes:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._handle: int | None = None
+        self._to_fetch = 0  # bytes to be read before the next `_fetch_ahead`
 
     def close(self) -> None:
         """Lets go of the file; the next read opens it again."""
@@ -60,6 +62,10 @@ class TarBytes:
         """
         if self._handle is None:
             self._handle = os.open(self.path, os.O_RDONLY)
+            self._to_fetch = 0
+        if self._to_fetch <= 0:
+            self._fetch_ahead(self._handle)
+        self._to_fetch -= size
         parts = []
         while size > 0:
             data = os.pread(self._handle, min(size, _CHUNK), offset)
@@ -68,6 +74,15 @@ class TarBytes:
             parts.append(data)
             offset, size = offset + len(data), size - len(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _fetch_ahead(self, handle: int) -> None:
+        """Lets the system fetch the whole tar in the background, as it is first read and each time as much
+        of it was read as it holds: in random order each sample will be wanted soon, and one by one they
+        would cost an answer of the disk, or the server, each."""
+        self._to_fetch = size = os.fstat(handle).st_size
+        if size <= _AHEAD and hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_WILLNEED)
 
     def read_members(self, places: Sequence[Place]) -> dict[str, bytes]:
         """Members of one sample by extension, each checked; those that lie side by side in one read.

@@ -178,3 +178,34 @@ def test_without_a_cut_pictures_and_planes_are_whole() -> None:
     assert torch.equal(transforms.cut_image(image, transforms.Cut(), (3, 4)), image)
     with pytest.raises(DataError, match=r"crop\.resize=8 is smaller"):
         transforms.draw_cut(0, 40, 40, (16, 16), CropConfig(resize=8))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"mode": "L"},
+        {"mode": "CMYK"},
+        {"exif": b"Exif\0\0" + bytes(900)},
+        {"comment": "c" * 99},
+    ],
+    ids=["plain", "progressive", "grey", "cmyk", "exif", "comment"],
+)
+def test_a_jpegs_size_is_read_without_pillow_and_as_by_it(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mode = options.get("mode", "RGB")
+    options = {name: value for name, value in options.items() if name != "mode"}
+    data = encoded(smooth((37, 53)).convert(mode), kind="JPEG", **options)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.height, image.width) == (53, 37)
+    with monkeypatch.context() as context:
+        context.setattr(transforms, "_stated_size", None)
+        assert transforms.image_size(data, "x") == (53, 37)
+
+
+@pytest.mark.parametrize("kept", [3, 10, 150])
+def test_what_ends_before_its_size_goes_to_pillow_and_is_an_error(kept: int) -> None:
+    with pytest.raises(DataError, match="x: "):
+        transforms.image_size(encoded(smooth(), kind="JPEG")[:kept], "x")
