@@ -47,6 +47,8 @@ class MAEConfig:
         mask_ratio: share of patches masked, in (0, 1).
         norm_pix: targets are standardised patch by patch.
         decoder_dim, decoder_depth, decoder_heads: width, blocks and heads of the decoder.
+        predict_ratio: share of the masked patches that a training step predicts, in (0, 1]; the others cost
+            the decoder nothing. Evaluation predicts all.
     """
 
     mask_ratio: float = 0.75
@@ -54,3 +56,4 @@ class MAEConfig:
     decoder_dim: int = 512
     decoder_depth: int = 8
     decoder_heads: int = 16
+    predict_ratio: float = 1.0

@@ -24,14 +24,16 @@ NORM_PIX_EPS = 1e-6
 
 
 class MAEOutput(NamedTuple):
-    """What one forward pass gives; B samples, L patches, M of them masked, P = ph*pw*3.
+    """What one forward pass gives; B samples, L patches, M of them masked, R predicted, P = ph*pw*3.
+
+    R is M, but in training with a `predict_ratio` below 1 less.
 
     Attributes:
         loss: scalar, mean of `losses`.
-        losses: (B,) mean squared error over each sample's masked patches.
-        pred: (B, M, P) in the order of `masking.ids_masked`; with predict_all (B, L, P) in position order. In
-            the target's space.
-        target: (B, M, P) in the order of `masking.ids_masked`, float32.
+        losses: (B,) mean squared error over each sample's R patches.
+        pred: (B, R, P) for the first R of `masking.ids_masked`; with predict_all (B, L, P) in position order.
+            In the target's space.
+        target: (B, R, P) for the first R of `masking.ids_masked`, float32.
         masking: which patches were masked.
     """
 
@@ -68,7 +70,8 @@ class MAE(nn.Module):
         generator: source of the decoder's random weights; None draws from torch's own.
 
     Raises:
-        ValueError: the mask ratio keeps or masks no patch, or decoder sizes do not fit.
+        ValueError: the mask ratio keeps or masks no patch, the predict ratio is out of range, or decoder
+            sizes do not fit.
     """
 
     def __init__(
@@ -92,6 +95,10 @@ class MAE(nn.Module):
             raise ValueError(f"mask_ratio {config.mask_ratio} masks no patch: raise it")
         if config.decoder_depth < 1:
             raise ValueError(f"decoder_depth must be at least 1, got {config.decoder_depth}")
+        if not 0 < config.predict_ratio <= 1:
+            raise ValueError(f"predict_ratio must lie in (0, 1], got {config.predict_ratio}")
+        num_masked = self.num_patches - self.num_keep
+        self.num_predict = max(1, int(num_masked * config.predict_ratio))
         dim = config.decoder_dim
         self.encoder = encoder
         self.pixels = PixelNorm(mean, std)
@@ -117,10 +124,14 @@ class MAE(nn.Module):
     def forward(self, images: Tensor, noise: Tensor, predict_all: bool = False) -> MAEOutput:
         """Masks, encodes, decodes and scores one batch.
 
+        In training only `num_predict` of the masked patches enter decoder and loss, the first in the order of
+        the noise: a random choice that needs no more noise.
+
         Args:
             images: (B, 3, H, W), uint8, or float already normalised.
             noise: (B, L) sortable, what decides the masks (`masking.mask_noise`).
-            predict_all: predict the visible patches too, for pictures; the loss is the same.
+            predict_all: predict all masked patches, and the visible ones too, for pictures; the loss is that
+                over all masked patches.
 
         Raises:
             ValueError: the images have another size than the encoder was built for.
@@ -128,9 +139,11 @@ class MAE(nn.Module):
         patches = self.patchify(images)
         masking = random_masking(noise, self.num_keep)
         visible = self.pixels.patches(gather_patches(patches, masking.ids_keep))
-        target = self.target(gather_patches(patches, masking.ids_masked))
+        every = predict_all or not self.training
+        ids_predict = masking.ids_masked if every else masking.ids_masked[:, : self.num_predict]
+        target = self.target(gather_patches(patches, ids_predict))
         latent = encode_visible(self.encoder, visible, masking.ids_keep)
-        pred = self.decode(latent, masking, predict_all)
+        pred = self.decode(latent, masking._replace(ids_masked=ids_predict), predict_all)
         pred_masked = pred[:, -target.shape[1] :]
         losses = patch_losses(pred_masked, target)
         if predict_all:
@@ -162,7 +175,7 @@ class MAE(nn.Module):
 
         Args:
             latent: (B, prefix + K, D) from `encode_visible`.
-            masking: where the K tokens sit and which M patches are masked.
+            masking: where the K tokens sit and which M patches to predict.
             predict_all: predict the K visible patches too.
 
         Returns:

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from tiny import golden_inputs, golden_mae, smooth_batch, tiny_mae
 
 from pretrain.config import EncoderConfig
-from pretrain.encoder import build_blocks, build_encoder
+from pretrain.encoder import build_blocks, build_encoder, encode_visible
 from pretrain.mae import (
     MAE,
     MAEConfig,
@@ -15,6 +17,15 @@ from pretrain.masking import mask_noise
 from pretrain.patches import gather_patches, patchify
 
 MASK_ROW = [0, 1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 1, 1]
+
+
+def with_predict_ratio(ratio):
+    model = tiny_mae()
+    return MAE(
+        model.encoder,
+        replace(model.config, predict_ratio=ratio),
+        generator=torch.Generator().manual_seed(1),
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,6 +68,53 @@ def test_masked_only_prediction_equals_predicting_all():
     torch.testing.assert_close(part.pred, expected, atol=1e-6, rtol=1e-6)
     grads = [torch.autograd.grad(out.loss, model.decoder_blocks.parameters()) for out in (whole, part)]
     torch.testing.assert_close(*grads, atol=1e-6, rtol=1e-5)
+
+
+def test_a_part_of_the_masked_patches_is_predicted_as_if_the_others_were_not_there():
+    model = with_predict_ratio(0.5)
+    batch = smooth_batch(3)
+    noise = mask_noise(batch.rng, 16)
+    output = model(batch.images, noise)
+    masked = output.masking.ids_masked
+    assert output.pred.shape == output.target.shape == (3, 6, 192)
+    assert output.masking.mask.sum(1).tolist() == [12] * 3
+    targets = model.target(gather_patches(model.patchify(batch.images), masked[:, :6]))
+    assert torch.equal(output.target, targets)
+    torch.testing.assert_close(output.losses, (output.pred - targets).square().mean((1, 2)))
+
+    seen = model.pixels.patches(gather_patches(model.patchify(batch.images), output.masking.ids_keep))
+    latent = model.decoder_embed(encode_visible(model.encoder, seen, output.masking.ids_keep))
+    places = model.decoder_pos_embed[0]
+    tokens = [latent, model.mask_token.expand(3, 6, -1)]
+    ids = torch.cat([torch.zeros(3, 1, dtype=torch.int64), output.masking.ids_keep + 1, masked[:, :6] + 1], 1)
+    tokens = torch.cat(tokens, 1) + places[ids]
+    for block in model.decoder_blocks:
+        tokens = block(tokens)
+    expected = model.decoder_pred(model.decoder_norm(tokens))[:, -6:]
+    torch.testing.assert_close(output.pred, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_evaluation_and_pictures_predict_every_masked_patch():
+    part, whole = with_predict_ratio(0.5), tiny_mae()
+    batch = smooth_batch(2)
+    noise = mask_noise(batch.rng, 16)
+    expected = whole(batch.images, noise)
+    picture = part(batch.images, noise, predict_all=True)
+    assert part.training
+    assert picture.pred.shape == (2, 16, 192)
+    torch.testing.assert_close(picture.losses, expected.losses, atol=1e-6, rtol=1e-6)
+    assert torch.equal(part.eval()(batch.images, noise).pred, expected.pred)
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(1.0, 12), (0.99, 11), (0.001, 1)])
+def test_the_predict_ratio_counts_patches(ratio, count):
+    assert with_predict_ratio(ratio).num_predict == count
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.5, 1.01, float("nan")])
+def test_a_predict_ratio_out_of_range_is_refused(ratio):
+    with pytest.raises(ValueError, match="predict_ratio"):
+        with_predict_ratio(ratio)
 
 
 def test_the_last_tokens_of_a_block_are_exact():
