@@ -67,8 +67,10 @@ class ConvLSTM(nn.Module):
             (shape[0], self.hidden_dim, *features.shape[-2:]), dtype=torch.float32 if half else None
         )
         hidden, states = cell, []
-        for drive in driven.unflatten(0, shape).unbind(1):
-            gates = (drive + self.recur(hidden)).to(cell.dtype)
+        for number, drive in enumerate(driven.unflatten(0, shape).unbind(1)):
+            if number or shape[1] == 1:  # of the first state, zeros, come zeros; yet every weight takes part
+                drive = drive + self.recur(hidden)
+            gates = drive.to(cell.dtype)
             switches, candidate = gates.split([3 * self.hidden_dim, self.hidden_dim], dim=1)
             take, keep, give = torch.sigmoid(switches).chunk(3, dim=1)
             cell = keep * cell + take * torch.tanh(candidate)

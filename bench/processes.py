@@ -1,0 +1,223 @@
+"""Two training processes against one, through the real command line.
+
+    python -m bench.processes [--quick] [--device cuda]
+
+The same pretraining (`pretrain_small` on rendered faces, the same global batch) runs in one process, and in
+two that torchrun joins; images a second are those of its metrics.jsonl, without the first lines. On a CPU
+each process has one thread, and two cores may be less than twice one: what they give is measured first, by
+two independent trainings of half the batch side by side. Efficiency is the two processes' speed-up over that
+one; on GPUs, each of its own, over two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from bench.measure import Asked, Row, Spread, run_alone
+from finetune.across import gather_across
+from pipelines.config import load_config
+from pipelines.pretraining import build_trainable
+from pipelines.processes import leave
+from shards.build import BuildConfig, build
+from shards.render import RenderedFaces
+
+GOAL = 0.9
+SCORES = 28  # of a face: what EMMA's valence and arousal read, gathered in every step
+_SKIPPED = 2  # first lines of a run's metrics
+
+
+def rows(asked: Asked) -> list[Row]:
+    """On a CPU two threads; on GPUs two of them, where there are."""
+    work = "pretraining in two processes against one, the same global batch"
+    goal = f"{GOAL:.0%} of what {'two GPUs' if asked.device == 'cuda' else 'the cores'} can give"
+    gpu = Row(f"{work}: two GPUs", f"{GOAL:.0%} of twice one", "not measured: needs two CUDA devices")
+    if asked.device == "cuda" and torch.cuda.device_count() < 2:
+        return [gpu]
+    with tempfile.TemporaryDirectory() as folder:
+        shards = Path(folder) / "faces"
+        num_faces = 64 if asked.quick else 512
+        source = RenderedFaces(num_train=num_faces, num_val=8, num_test=0, num_identities=num_faces // 8)
+        build(source, shards, BuildConfig(shard_size=128, workers=1), quiet=True)
+        if asked.device == "cuda":
+            return [_gpu_row(Path(folder), shards, work, goal, asked.quick)]
+        return [*_cpu_rows(Path(folder), shards, work, goal, asked.quick), gpu]
+
+
+def _cpu_rows(folder: Path, shards: Path, work: str, goal: str, quick: bool) -> list[Row]:
+    batch, steps, turns = (8, 6, 1) if quick else (16, 60, 3)
+    common = [f"data.shards={shards}", "train.threads=1", f"train.log_every={max(1, steps // 10)}"]
+    found: dict[str, list[float]] = {"one process": [], "two processes": [], "two apart": []}
+    for turn in range(turns):
+        whole = _settings(common, batch, steps, 0, folder / f"one-{turn}")
+        found["one process"] += _train([whole], 1)
+        joined = _settings(common, batch, steps, 0, folder / f"two-{turn}")
+        found["two processes"] += _train([joined], 2)
+        apart = [
+            _settings(common, batch // 2, steps, number, folder / f"apart-{turn}-{number}")
+            for number in range(2)
+        ]
+        found["two apart"].append(sum(_train(apart, 1)))
+    speed_up = [two / one for one, two in zip(found["one process"], found["two processes"], strict=True)]
+    possible = [apart / one for one, apart in zip(found["one process"], found["two apart"], strict=True)]
+    efficiency = Spread.of([own / most for own, most in zip(speed_up, possible, strict=True)])
+    exchanged = _time_exchanges(quick, batch // 2)
+    step_ms = 1e3 * batch / statistics.median(found["two processes"])
+    shares = {name: ms / step_ms for name, ms in exchanged.items()}
+    texts = {name: Spread.of(values).text(".1f") for name, values in found.items()}
+    settings = {name: "pretrain_small " + " ".join(common) for name in found}
+    return [
+        Row(
+            "what two cores give: two independent trainings side by side against one, a thread each",
+            "stated",
+            f"{texts['two apart']} images/s",
+            f"one alone: {texts['one process']} images/s",
+            Spread.of(possible),
+            True,
+            f"Half the batch each, so {batch // 2} images a step; no exchange of any kind.",
+            settings,
+            {name: found[name] for name in ("one process", "two apart")},
+        ),
+        Row(
+            f"{work} of {batch}: gloo, one thread each",
+            goal,
+            f"{texts['two processes']} images/s, {efficiency.text('.0%')} of what the cores give",
+            f"one process: {texts['one process']} images/s",
+            Spread.of(speed_up),
+            efficiency.median >= GOAL,
+            f"Of a step of {step_ms:.0f} ms, exchanging the gradients takes {exchanged['gradients']:.1f} ms "
+            f"({shares['gradients']:.1%}) where nothing hides it; gathering {SCORES} scores a face, as a "
+            f"step of EMMA does, would take {exchanged['scores']:.2f} ms ({shares['scores']:.1%}).",
+            settings,
+            {**found, **{f"exchange of {name}, ms": [ms] for name, ms in exchanged.items()}},
+        ),
+    ]
+
+
+def _gpu_row(folder: Path, shards: Path, work: str, goal: str, quick: bool) -> Row:
+    batch, steps, turns = (64, 6, 1) if quick else (4096, 60, 3)
+    common = [
+        f"data.shards={shards}",
+        "train.precision=bf16",
+        f"train.log_every={max(1, steps // 10)}",
+        *("encoder.name=vit_base_patch16_224", "encoder.image_size=224", "encoder.patch_size=16"),
+        *("encoder.embed_dim=768", "encoder.depth=12", "encoder.num_heads=12", "train.batch_size=512"),
+    ]
+    found: dict[str, list[float]] = {"one process": [], "two processes": []}
+    for turn in range(turns):
+        for number, name in enumerate(found, 1):
+            run = folder / f"{number}-{turn}"
+            found[name] += _train([_settings(common, batch, steps, number, run)], number, cuda=True)
+    speed_up = [two / one for one, two in zip(found["one process"], found["two processes"], strict=True)]
+    efficiency = Spread.of([one / 2 for one in speed_up])
+    texts = {name: Spread.of(values).text() for name, values in found.items()}
+    return Row(
+        f"{work}: two GPUs",
+        goal,
+        f"{texts['two processes']} images/s, {efficiency.text('.0%')} of twice one",
+        f"one GPU: {texts['one process']} images/s",
+        Spread.of(speed_up),
+        efficiency.median >= GOAL,
+        "",
+        {name: "pretrain_small " + " ".join(common) for name in found},
+        found,
+    )
+
+
+def _settings(common: Sequence[str], batch: int, steps: int, seed: int, run: Path) -> list[str]:
+    """Words of the command line for one run of so many steps."""
+    shards = Path(common[0].partition("=")[2])
+    num_faces = json.loads((shards / "train" / "manifest.json").read_bytes())["num_samples"]
+    return [
+        *common,
+        f"train.global_batch_size={batch}",
+        f"train.epochs={steps * batch / num_faces}",
+        "optim.warmup_epochs=0",
+        *("train.save_every=0", "eval.every=0", "eval.max_samples=8", "eval.pictures=0"),
+        *("eval.probe_train=0", f"seed={seed}", f"run={run}"),
+    ]
+
+
+def _train(runs: Sequence[Sequence[str]], num_processes: int, cuda: bool = False) -> list[float]:
+    """Images a second of each of these runs, begun together.
+
+    Raises:
+        RuntimeError: one failed.
+    """
+    launcher = [sys.executable, *(_torchrun(num_processes) if num_processes > 1 else []), "-m", "pipelines"]
+    begun = [
+        subprocess.Popen(
+            [*launcher, "pretrain", "pretrain_small", *settings],
+            env=_environment(cuda),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for settings in runs
+    ]
+    for process in begun:
+        said, _ = process.communicate()
+        if process.returncode:
+            raise RuntimeError(f"exit status {process.returncode}: {said[-2000:]}")
+    return [_images_per_second(settings[-1].partition("=")[2]) for settings in runs]
+
+
+def _torchrun(num_processes: int) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
+
+
+def _environment(cuda: bool) -> Mapping[str, str]:
+    return os.environ if cuda else {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+
+def _images_per_second(run: str) -> float:
+    lines = map(json.loads, (Path(run) / "metrics.jsonl").read_text().splitlines())
+    found = [line["images_per_s"] for line in lines if line["kind"] == "train"]
+    return float(statistics.harmonic_mean(found[_SKIPPED:]))
+
+
+def _time_exchanges(quick: bool, batch_size: int) -> dict[str, float]:
+    """Milliseconds of one exchange between two processes, as `exchange` measures it."""
+    model, _ = build_trainable(load_config("pretrain_small"))
+    size = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    code = f"from bench.processes import exchange\nexchange({size}, {batch_size}, {5 if quick else 50})"
+    command = [sys.executable, *_torchrun(2), "--no-python", sys.executable, "-c", code]
+    done = subprocess.run(command, env=_environment(False), capture_output=True, text=True, check=True)
+    last = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
+    return {name: float(ms) for name, ms in json.loads(last).items()}
+
+
+def exchange(size: int, batch_size: int, turns: int) -> None:
+    """What each of two processes does: times both exchanges and prints their medians in milliseconds.
+
+    Args:
+        size: numbers of the gradient. batch_size: faces of a process.
+    """
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    gradient, scores = torch.ones(size), torch.ones(batch_size, SCORES)
+    works = {"gradients": lambda: dist.all_reduce(gradient), "scores": lambda: gather_across(scores)}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(turns + 1):
+        for name, work in works.items():
+            dist.barrier()
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+    if dist.get_rank() == 0:
+        print(json.dumps({name: 1e3 * statistics.median(values[1:]) for name, values in seconds.items()}))
+    leave()
+
+
+if __name__ == "__main__":
+    run_alone(__spec__.name, rows)
