@@ -119,7 +119,7 @@ def _draw_label(image: Image.Image, row: FacePrediction, scale: float, numbered:
     left, top, right, bottom = (side * scale for side in row.box)
     line = _line(row.box, scale)
     font = _font(round(min(max((bottom - top) / 9, 15), 30)))
-    number = str(row.face) if numbered else ""
+    number = _number(row) if numbered else ""
     label = f"{number} {row.expression or ''}".strip()
     if draw.textlength(label, font) > right - left + 2 * line:
         label = number
@@ -150,8 +150,8 @@ def _card(row: FacePrediction, face: Picture, numbered: bool) -> Image.Image:
     card.paste(thumb, (x, y))
     if numbered:
         font = _font(15)
-        draw.rectangle((x, y, x + 10 + draw.textlength(str(row.face), font), y + 20), fill=color)
-        draw.text((x + 5, y + 1), str(row.face), fill=_PAPER, font=font)
+        draw.rectangle((x, y, x + 10 + draw.textlength(_number(row), font), y + 20), fill=color)
+        draw.text((x + 5, y + 1), _number(row), fill=_PAPER, font=font)
     x += _THUMB + 10
     if row.expression is not None:
         share = f"{row.expr_probs[row.expression]:.0%}"
@@ -227,6 +227,11 @@ def _shortened(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFon
     while text and draw.textlength(text + "...", font) > room:
         text = text[:-1]
     return text + "..."
+
+
+def _number(row: FacePrediction) -> str:
+    """What a face is called in its pictures: its track in a video, so that it keeps the number."""
+    return str(row.face if row.track is None else row.track)
 
 
 def _color(row: FacePrediction) -> Color:

@@ -22,7 +22,8 @@ from shards.files import clear_disk_errors, fsync_folder
 OK, NO_FACE, UNREADABLE = "ok", "no face", "unreadable"
 SUFFIXES = (".csv", ".json")
 
-_PLACE = ("file", "frame", "time_s", "face", "x0", "y0", "x1", "y1", "detection", "status", "expression")
+_PLACE = ("file", "frame", "time_s", "face", "track", "x0", "y0", "x1", "y1")
+_FOUND = ("detection", "status", "expression")
 _DECIMALS = 6
 
 
@@ -34,10 +35,11 @@ class FacePrediction:
         file: name, in a folder relative to it.
         frame: of a video, from 0. seconds: since the video's start.
         face: number in its picture, from 1, left to right; it does not follow a person through a video.
+        track: that does: number of a face in its video, from 1, as long as it can be followed; None for a
+            picture.
         box: left, top, right, bottom in pixels of the upright picture.
         landmarks: five points (x, y) there: left eye and right eye as seen, nose, corners of the mouth.
-        detection: probability of being a face; None where none was searched for (an aligned face, or a place
-            taken over from an earlier frame).
+        detection: probability of being a face; None where none was searched for (an aligned face).
         status: "ok", "no face", "unreadable: REASON", or why a face that was found cannot be used.
         expr_probs: class name -> probability; empty without that head or without a face.
         expression: the most probable class.
@@ -58,6 +60,7 @@ class FacePrediction:
     au_probs: Mapping[str, float] = field(default_factory=dict)
     valence: float | None = None
     arousal: float | None = None
+    track: int | None = None
 
     @property
     def is_face(self) -> bool:
@@ -78,10 +81,10 @@ class FaceColumns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """file, frame, time_s, face, x0, y0, x1, y1, detection, status, expression, expr.CLASS…, au.UNIT…,
-        valence, arousal."""
+        """file, frame, time_s, face, track, x0, y0, x1, y1, detection, status, expression, expr.CLASS…,
+        au.UNIT…, valence, arousal."""
         classes, units = (f"expr.{name}" for name in self.expr), (f"au.{name}" for name in self.au)
-        return (*_PLACE, *classes, *units, "valence", "arousal")
+        return (*_PLACE, *_FOUND, *classes, *units, "valence", "arousal")
 
     def cells(self, row: FacePrediction) -> tuple[Any, ...]:
         """Values in the order of `names`; None where there is nothing to say."""
@@ -89,8 +92,8 @@ class FaceColumns:
         scores = [row.expr_probs.get(name) for name in self.expr]
         scores += [row.au_probs.get(name) for name in self.au]
         scores += [row.valence, row.arousal]
-        place = (row.file, row.frame, _rounded(row.seconds), row.face, *box, _rounded(row.detection))
-        return (*place, row.status, row.expression, *map(_rounded, scores))
+        place = (row.file, row.frame, _rounded(row.seconds), row.face, row.track, *box)
+        return (*place, _rounded(row.detection), row.status, row.expression, *map(_rounded, scores))
 
 
 class FaceTable:

@@ -15,8 +15,8 @@ class PredictConfig:
 
     Attributes:
         batch_size: faces that the model sees at once, and frames that are held at most.
-        every: of a video, faces are searched for in every n-th frame, and taken to be in the same place in
-            the frames after it; where it showed none, each of these is searched too.
+        every: of a video, faces are searched for in every n-th frame and followed through those between; a
+            face that enters is found at the next search. 1 = every frame is searched.
         align: "auto" finds faces and cuts them out as the training faces were; "none" takes each picture for
             a face that was cut out so already.
         faces: "all" of a picture, or the "largest".
@@ -29,7 +29,7 @@ class PredictConfig:
     """
 
     batch_size: int = 32
-    every: int = 1
+    every: int = 10
     align: str = "auto"
     faces: str = "all"
     min_confidence: float | None = None
@@ -82,8 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=default.every,
         metavar="N",
-        help="of a video, search every n-th frame, and take faces to stay where they are until the next "
-        "(1); their cells for detection are empty",
+        help="of a video, search every n-th frame for faces, and follow them through those between (10); "
+        "1 = search every frame",
     )
     parser.add_argument(
         "--faces", choices=("all", "largest"), default=default.faces, help="of a picture (all)"

@@ -15,7 +15,7 @@ from pipelines.config import ConfigError
 from pipelines.facetable import NO_FACE, UNREADABLE, FaceColumns, FacePrediction
 from pipelines.models import LoadedModel
 from pipelines.predictconfig import PredictConfig
-from shards.align import AlignConfig, AlignedFace, Aligner, Alignment
+from shards.align import AlignConfig, AlignedFace, Aligner, Alignment, FaceTracker
 from shards.labels import DataError
 from shards.sources.media import MediaFrame
 from shards.template import TEMPLATE, TEMPLATE_NAME
@@ -54,6 +54,9 @@ def chunks(frames: Iterable[MediaFrame], count: int) -> Iterator[list[MediaFrame
 class FaceFinder:
     """Finds the faces of frames and cuts them out, as a model's training faces were.
 
+    Of a video every n-th frame is searched; in those between, the faces are followed. A frame in which one of
+    them is lost is searched at once, and so are those after it, up to the next n-th, until it is there again.
+
     Attributes:
         align: how.
     """
@@ -62,51 +65,56 @@ class FaceFinder:
         """
         Args:
             align: see `align_config`.
-            every: see `PredictConfig`.
+            every: n; see `PredictConfig`.
             device: of the detector.
         """
         self.align = align
         self._aligner = Aligner(align, str(device))
-        self._again = None if align.mode == "none" else Aligner(replace(align, mode="given"))
-        self._every = every if self._again else 1
-        self._last: tuple[str, Alignment] | None = None
+        self._tracker = None if align.mode == "none" else FaceTracker(self._aligner)
+        self._every = 1 if self._tracker is None else every
+        self._video = ""
+        self._sought = 0  # faces that must be there again before they are followed; 0 = none was lost
 
     def __call__(self, frames: Sequence[MediaFrame]) -> list[Alignment]:
         """The faces of each frame, from left to right; a video's frames must come in order."""
-        found: dict[int, Alignment] = {}
-        readable = [number for number, frame in enumerate(frames) if frame.picture is not None]
-        self._search(frames, [n for n in readable if (frames[n].frame or 0) % self._every == 0], found)
-        left = []
-        for number in readable:
-            frame = frames[number]
-            if number in found:
-                self._last = (frame.file, found[number])
-            elif self._last and self._last[0] == frame.file and self._last[1].faces:
-                found[number] = self._same_place(frame, self._last[1])
-            else:
-                left.append(number)
-        self._search(frames, left, found)
-        nothing = [Alignment((), f"{UNREADABLE}: {frame.reason}") for frame in frames]
-        return [found.get(number, nothing[number]) for number in range(len(frames))]
+        due = [number for number, frame in enumerate(frames) if self._is_due(frame)]
+        pictures: Any = [frames[number].picture for number in due]
+        searched = dict(zip(due, self._aligner.align(pictures)))
+        out = []
+        for number, frame in enumerate(frames):
+            if frame.picture is None:
+                out.append(Alignment((), f"{UNREADABLE}: {frame.reason}"))
+                continue
+            found = searched.get(number)
+            if self._tracker is not None and frame.frame is not None:
+                found = self._in_video(self._tracker, frame, frame.picture, found)
+            assert found is not None
+            out.append(found if found.faces else replace(found, reason=found.reason or NO_FACE))
+        return out
 
-    def _search(
-        self, frames: Sequence[MediaFrame], numbers: Sequence[int], found: dict[int, Alignment]
-    ) -> None:
-        pictures: Any = [frames[number].picture for number in numbers]
-        for number, alignment in zip(numbers, self._aligner.align(pictures)):
-            found[number] = alignment if alignment.faces else replace(alignment, reason=_why(alignment))
+    def _is_due(self, frame: MediaFrame) -> bool:
+        return frame.picture is not None and (frame.frame or 0) % self._every == 0
 
-    def _same_place(self, frame: MediaFrame, earlier: Alignment) -> Alignment:
-        """The faces of an earlier frame, cut out of this one."""
-        assert self._again is not None and frame.picture is not None
-        marks = [face.landmarks for face in earlier.faces]
-        cuts = self._again.align([frame.picture] * len(marks), marks)
-        faces = [
-            replace(cut.faces[0], box=face.box, confidence=None)
-            for cut, face in zip(cuts, earlier.faces)
-            if cut.faces
-        ]
-        return Alignment(tuple(faces), "" if faces else cuts[0].reason)
+    def _in_video(
+        self, tracker: FaceTracker, frame: MediaFrame, picture: NDArray[np.uint8], searched: Alignment | None
+    ) -> Alignment:
+        """The faces of a video's next frame, with the numbers of their tracks.
+
+        Args:
+            picture: of the frame. searched: what the search found in it, if it was due.
+        """
+        if frame.file != self._video or frame.frame == 0:
+            self._video, self._sought = frame.file, 0
+            tracker.begin()
+        if searched is None and not self._sought:
+            followed = tracker.follow(picture)
+            if followed is not None:
+                return followed
+        wanted = self._sought or tracker.num_followed
+        gives_up = self._sought > 0 and searched is not None
+        found = tracker.take(searched or self._aligner.align([picture])[0])
+        self._sought = wanted if len(found.faces) < wanted and not gives_up else 0
+        return found
 
 
 class FacePredictor:
@@ -243,11 +251,7 @@ def _either(wanted: Any, otherwise: Any) -> Any:
     return otherwise if wanted is None else wanted
 
 
-def _why(alignment: Alignment) -> str:
-    return alignment.reason or NO_FACE
-
-
 def face_place(face: AlignedFace) -> dict[str, Any]:
     """The part of a row that says where a face is."""
     marks = None if face.landmarks is None else tuple((x, y) for x, y in face.landmarks.tolist())
-    return {"box": face.box, "landmarks": marks, "detection": face.confidence}
+    return {"box": face.box, "landmarks": marks, "detection": face.confidence, "track": face.track}

@@ -30,9 +30,7 @@ def test_every_benchmark_that_is_listed_is_there() -> None:
 
 def test_the_page_has_a_line_for_each_row_and_says_what_was_not_measured(tmp_path: Path) -> None:
     rows = [
-        Row(
-            "decode", "1,700/s", "1,800/s", "PIL 700/s", Spread(2.1, 2.5, 2.9), True, "half of it is decoding"
-        ),
+        Row("decode", "1,700/s", "1,800/s", "PIL 700/s", Spread(2.1, 2.5, 2.9), True, "half is decoding"),
         Row("train | GPU", "45 %", "not measured: needs a CUDA device"),
         Row("step", "2 ×", "1.0/s", "plain 1.0/s", Spread(0.9, 1.0, 1.1), False),
     ]

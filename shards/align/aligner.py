@@ -37,6 +37,7 @@ class AlignedFace:
         landmarks: (5, 2) float64 in the picture; None with mode "none".
         box: left, top, right, bottom in the picture, where the face was detected.
         confidence: of the detection, in [0, 1].
+        track: number of the face in its video, where it is followed through one.
     """
 
     image: Picture
@@ -44,6 +45,7 @@ class AlignedFace:
     landmarks: NDArray[np.float64] | None = None
     box: tuple[float, float, float, float] | None = None
     confidence: float | None = None
+    track: int | None = None
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,7 @@ class Aligner:
         if self.config.mode == "given":
             return [self._given(picture, points) for picture, points in zip(pictures, landmarks, strict=True)]
         assert self.detector is not None
-        return [
-            self._detected(picture, faces) for picture, faces in zip(pictures, self.detector.detect(pictures))
-        ]
+        return [self.cut(picture, faces) for picture, faces in zip(pictures, self.detector.detect(pictures))]
 
     def _given(self, picture: Picture, points: Any) -> Alignment:
         if points is None:
@@ -97,7 +97,8 @@ class Aligner:
         face = self._cut(picture, np.asarray(points, np.float64))
         return Alignment((), face) if isinstance(face, str) else Alignment((face,))
 
-    def _detected(self, picture: Picture, faces: Faces) -> Alignment:
+    def cut(self, picture: Picture, faces: Faces) -> Alignment:
+        """What the options leave of the faces of a picture (largest first), cut out; from left to right."""
         if not len(faces):
             return Alignment((), faces.error or "no face")
         if self.config.faces == "one" and len(faces) > 1:

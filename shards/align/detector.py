@@ -19,11 +19,12 @@ Picture = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 MIN_DETECTED = 20  # smallest face the detector looks for, in pixels of its canvas
+SECOND_STAGE_SIDE, LAST_STAGE_SIDE = 24, 48  # of the crops that its later stages look at
 
 _SMALL_SIDE = 192  # smaller pictures are enlarged to this: faces in tight crops are found more surely
 _GRID = 32  # canvases are padded to multiples of this, so that more pictures share a batch
 _BATCH_PIXELS = 32_000_000  # searched at once on a GPU
-_GRAIN = 16  # landmarks are rounded to 1/16 pixel: rounding errors of the device do not reach the image
+_GRAIN = 16  # landmarks are rounded to 1/16 pixel
 _BORDER = 0.25  # of the canvas, for the second look
 _NO_CANDIDATE = "expected a non-empty list of Tensors"  # torch.cat, where all candidates lie outside
 
@@ -46,6 +47,19 @@ class Faces:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What the last stage says of squares, in fractions of their sides from their upper left corners.
+
+    Attributes:
+        confidences: (N,) of being a face. boxes: (N, 4). landmarks: (N, 5, 2).
+    """
+
+    confidences: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+    landmarks: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,41 @@ class FaceDetector:
             if len(faces) or not faces.error:
                 found[index] = faces
         return [found[index] for index in range(len(pictures))]
+
+    @torch.inference_mode()
+    def second_stage(self, crops: Picture) -> NDArray[np.float64]:
+        """Where the second of the three stages sees the faces of places that are known already.
+
+        Args:
+            crops: (N, 24, 24, 3) uint8 RGB, squares around faces.
+
+        Returns:
+            (N, 4) boxes as fractions of the square.
+        """
+        with _one_thread():
+            moves, _ = self._net.rnet(self._normalised(crops))
+        return _whole(moves)
+
+    @torch.inference_mode()
+    def last_stage(self, crops: Picture) -> Looks:
+        """What the last stage says of such places; see `second_stage`.
+
+        Args:
+            crops: (N, 48, 48, 3) uint8 RGB.
+        """
+        with _one_thread():
+            moves, points, probs = self._net.onet(self._normalised(crops))
+        places = points.double().cpu().numpy().reshape(-1, 2, 5).transpose(0, 2, 1)
+        return Looks(probs[:, 1].double().cpu().numpy(), _whole(moves), places)
+
+    def _normalised(self, crops: Picture) -> torch.Tensor:
+        images = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)
+        return (images.float() - 127.5) / 128
+
+    def canvas_pixel(self, picture: Picture) -> float:
+        """Side of a pixel of the canvas that a picture is searched on, in the picture's pixels."""
+        longer: int = max(picture.shape[:2])
+        return longer / _canvas_side(longer, self.side)
 
     def _search(self, pictures: Sequence[Picture], indices: Sequence[int], border: float) -> dict[int, Faces]:
         groups: dict[tuple[int, ...], list[tuple[int, _Canvas]]] = {}
@@ -187,7 +236,7 @@ def _canvas(picture: Picture, side: int, border: float) -> _Canvas:
     """Resizes to a longer side in [192, side], pads with black: all around by `border`, then to the grid."""
     height, width = picture.shape[:2]
     longer = max(height, width)
-    wanted = min(max(longer, min(_SMALL_SIDE, side)), side)
+    wanted = _canvas_side(longer, side)
     pixels = picture
     if wanted != longer:
         size = (max(1, round(width * wanted / longer)), max(1, round(height * wanted / longer)))
@@ -203,6 +252,21 @@ def _canvas(picture: Picture, side: int, border: float) -> _Canvas:
     return _Canvas(out, scale, offset)
 
 
+def _whole(moves: torch.Tensor) -> NDArray[np.float64]:
+    """Boxes from how far the sides of (0, 0, 1, 1) are to be moved."""
+    return np.asarray(moves.double().cpu().numpy() + np.array([0.0, 0.0, 1.0, 1.0]))
+
+
+def _canvas_side(longer: int, side: int) -> int:
+    """Longer side of the canvas, without its border, of a picture of this longer side."""
+    return min(max(longer, min(_SMALL_SIDE, side)), side)
+
+
+def on_grain(points: Any) -> NDArray[np.float64]:
+    """Landmarks as they are given out: rounding errors of the device do not reach the image."""
+    return np.round(np.asarray(points, np.float64) * _GRAIN) / _GRAIN
+
+
 def _in_picture(faces: Faces, canvas: _Canvas, shape: tuple[int, ...]) -> Faces:
     """From canvas pixels to the picture's, with the centre of the first pixel at 0 on both sides."""
     scale = np.array(canvas.scale, np.float32)
@@ -212,5 +276,5 @@ def _in_picture(faces: Faces, canvas: _Canvas, shape: tuple[int, ...]) -> Faces:
 
     boxes = back(faces.boxes.reshape(-1, 2, 2)).reshape(-1, 4)
     boxes = np.clip(boxes, 0, np.array([shape[1], shape[0], shape[1], shape[0]], np.float32))
-    landmarks = np.round(back(faces.landmarks) * _GRAIN) / np.float32(_GRAIN)
+    landmarks = on_grain(back(faces.landmarks)).astype(np.float32)
     return Faces(boxes, faces.confidences, landmarks, faces.error)

@@ -1,22 +1,21 @@
-"""Faces followed from frame to frame of a video: MTCNN's last stage alone, on the places where they were.
+"""Faces followed from frame to frame of a video: MTCNN's later stages alone, on the places where they were.
 
-A search goes over the whole picture at many sizes; the last of its stages looks at one small crop for each
-face and says what the search says in the end: whether it is a face, and where its landmarks are.
+The first stage of a search goes over the whole picture at many sizes, and takes nearly all of its time. The
+others look at a small crop for each face: the second puts its box right, the last says what the search says
+in the end, whether it is a face and where its landmarks are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from shards.align.aligner import AlignedFace, Aligner, Alignment
-from shards.align.detector import LAST_STAGE_SIDE, Faces
+from shards.align.detector import LAST_STAGE_SIDE, SECOND_STAGE_SIDE, Faces, Looks, on_grain
 from shards.align.geometry import apply_affine, scale_of, similarity_from_points
 
 Picture = NDArray[np.uint8]
@@ -28,6 +27,7 @@ MEMORY = 25
 """Frames for which a face that is not there keeps its number."""
 
 _ON_EACH_OTHER = 0.5  # overlap of two followed faces from which on they may have become one
+_ASTRAY = 0.6  # overlap of a followed box and that of the last stage below which the face was left behind
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class _Track:
     Attributes:
         number: of the track.
         box, landmarks: (4,) and (5, 2) of that search.
-        now: (5, 2) landmarks in the newest frame. step: (2,) how far they moved since the one before it.
+        now: (5, 2) landmarks in the newest frame.
         absent: frames for which it has not been there.
     """
 
@@ -45,18 +45,29 @@ class _Track:
     box: Floats
     landmarks: Floats
     now: Floats
-    step: Floats
     absent: int = 0
 
-    def box_at(self, points: Floats) -> Floats:
-        """(4,) the searched box, carried along by what moves the searched landmarks to `points`.
+    def place(self) -> Floats:
+        """(4,) the searched box, carried along with the landmarks.
 
-        Boxes that the last stage itself gives grow from frame to frame; this one cannot drift.
+        Boxes that the last stage gives grow from frame to frame if each is looked for in the one before; this
+        one cannot.
+
+        Raises:
+            ValueError: the landmarks coincide.
         """
-        matrix = similarity_from_points(self.landmarks, points)
+        matrix = similarity_from_points(self.landmarks, self.now)
         centre = apply_affine(matrix, [(self.box[:2] + self.box[2:]) / 2])[0]
         half = (self.box[2:] - self.box[:2]) / 2 * scale_of(matrix)
         return np.concatenate([centre - half, centre + half])
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Tracks and their faces in a new frame, from left to right."""
+
+    tracks: list[_Track]
+    faces: Faces
 
 
 class FaceTracker:
@@ -74,8 +85,9 @@ class FaceTracker:
         self._live: list[_Track] = []
         self._gone: list[_Track] = []
 
-    def __len__(self) -> int:
-        """How many faces are followed."""
+    @property
+    def num_followed(self) -> int:
+        """How many faces there were in the newest frame."""
         return len(self._live)
 
     def begin(self) -> None:
@@ -90,14 +102,14 @@ class FaceTracker:
         """
         boxes = np.array([face.box for face in found.faces], np.float64).reshape(-1, 4)
         known = [*self._live, *self._gone]
-        before = _matched(boxes, np.array([track.box_at(track.now) for track in known]).reshape(-1, 4))
+        before = _matched(boxes, _places(known))
         live = []
         for face, box, match in zip(found.faces, boxes, before):
             assert face.landmarks is not None
             points = face.landmarks
             if match is None:
                 self._given += 1
-                live.append(_Track(self._given, box, points, points, np.zeros(2)))
+                live.append(_Track(self._given, box, points, points))
             else:
                 live.append(replace(known[match], box=box, landmarks=points, now=points, absent=0))
         self._gone = [
@@ -116,57 +128,56 @@ class FaceTracker:
 
         Returns:
             The faces, cut out as those of a search; without any if there was none to follow. None if one of
-            them is less surely a face than the recipe asks for, has jumped, or lies on another one: then
-            the frame must be searched.
+            them is less surely a face than the recipe asks for, was left behind, or lies on another one:
+            then the frame must be searched.
         """
-        live = self._moved(picture) if self._live else []
-        if live is None:
+        if not self._live:
+            return Alignment(())
+        moved = self._moved(picture)
+        if moved is None:
             return None
-        # Largest first, as a search has them; then from left to right, as an alignment has them.
-        tracks, confidences = [track for track, _ in live], [confidence for _, confidence in live]
-        faces = Faces(
-            np.array([track.box_at(track.now) for track in tracks], np.float32).reshape(-1, 4),
-            np.array(confidences, np.float32),
-            np.array([track.now for track in tracks], np.float32).reshape(-1, 5, 2),
-        )
-        found = self._aligner.cut(picture, faces) if live else Alignment(())
-        if len(found.faces) < len(live):
+        found = self._aligner.cut(picture, moved.faces)
+        if len(found.faces) < len(moved.tracks):
             return None
-        self._live = tracks
+        self._live = moved.tracks
         self._gone = [replace(one, absent=one.absent + 1) for one in self._gone if one.absent < MEMORY]
-        return replace(found, faces=_numbered(found.faces, tracks))
+        return replace(found, faces=_numbered(found.faces, moved.tracks))
 
-    def _moved(self, picture: Picture) -> list[tuple[_Track, float]] | None:
-        """The followed faces in this frame with their confidences, left to right; None as of `follow`."""
-        expected = np.array([track.box_at(track.now + track.step) for track in self._live])
-        confidences, points = self._look(picture, _squares(expected))
-        if (confidences < self._detector.min_confidence).any() or not np.isfinite(points).all():
+    def _moved(self, picture: Picture) -> _Moved | None:
+        """The followed faces in this frame; None as of `follow`."""
+        found = self._look(picture, _squares(_places(self._live)))
+        if (found.confidences < self._detector.min_confidence).any() or not np.isfinite(
+            found.landmarks
+        ).all():
             return None
-        moved: list[tuple[_Track, float]] = []
+        tracks = [replace(track, now=now) for track, now in zip(self._live, found.landmarks)]
         try:
-            for track, confidence, now in zip(self._live, confidences.tolist(), points):
-                step = now.mean(0) - track.now.mean(0)
-                moved.append((replace(track, now=now, step=step), confidence))
-            boxes = np.array([track.box_at(track.now) for track, _ in moved])
-        except ValueError:  # landmarks that coincide
+            boxes = _places(tracks)
+        except ValueError:
             return None
-        among = overlaps(boxes, boxes) - np.eye(len(boxes))
-        if (among > _ON_EACH_OTHER).any() or (np.diag(overlaps(boxes, expected)) < SAME_PLACE).any():
+        shared = overlaps(boxes, boxes) - np.eye(len(boxes))
+        if (shared > _ON_EACH_OTHER).any() or (np.diag(overlaps(boxes, found.boxes)) < _ASTRAY).any():
             return None
-        return [moved[number] for number in sorted(range(len(moved)), key=lambda n: boxes[n].tolist())]
+        height, width = picture.shape[:2]
+        shown = boxes.clip(0, (width, height, width, height)).astype(np.float32)
+        order = sorted(range(len(shown)), key=lambda number: shown[number].tolist())
+        sure, points = (part[order].astype(np.float32) for part in (found.confidences, found.landmarks))
+        faces = Faces(shown[order], sure, points)
+        return _Moved([tracks[number] for number in order], faces)
 
-    def _look(self, picture: Picture, squares: Floats) -> tuple[Floats, Floats]:
-        """What the last stage says of squares (N, 4): (N,) probabilities, (N, 5, 2) landmarks.
+    def _look(self, picture: Picture, squares: Floats) -> Looks:
+        """What the later stages say of squares (N, 4), in pixels of the picture.
 
-        A search reckons its landmarks from the corner of a crop that it has cut half a pixel off on average,
-        and as if a pixel's centre were its corner: they lie one pixel of its canvas to the right and below.
-        So do these, as do those of the training faces.
+        A search reckons from the corner of a crop that it has cut half a pixel off on average, and takes the
+        centre of a pixel for its corner: its landmarks lie one pixel of its canvas to the right and below. So
+        do these, as do those of the training faces.
         """
-        crops = np.stack([_crop(picture, square) for square in squares])
-        probabilities, points = self._detector.last_stage(crops)
-        corner, side = squares[:, None, :2], (squares[:, 2] - squares[:, 0])[:, None, None]
+        boxes = _within(squares, self._detector.second_stage(_crops(picture, squares, SECOND_STAGE_SIDE)))
+        squares = _squares(boxes)
+        looks = self._detector.last_stage(_crops(picture, squares, LAST_STAGE_SIDE))
         offset = self._detector.canvas_pixel(picture) - 0.5
-        return probabilities, self._detector.rounded(corner + side * points + offset)
+        points = _within(squares, looks.landmarks.reshape(-1, 10)).reshape(-1, 5, 2)
+        return Looks(looks.confidences, _within(squares, looks.boxes) + offset, on_grain(points + offset))
 
 
 def overlaps(boxes: Floats, others: Floats) -> Floats:
@@ -199,16 +210,28 @@ def _squares(boxes: Floats) -> Floats:
     return np.concatenate([centres - half, centres + half], axis=1)
 
 
-def _crop(picture: Picture, square: Floats) -> Picture:
-    """A square of the picture, by its corners, at the last stage's size; black outside the picture."""
+def _places(tracks: Sequence[_Track]) -> Floats:
+    return np.array([track.place() for track in tracks], np.float64).reshape(-1, 4)
+
+
+def _within(squares: Floats, fractions: Floats) -> Floats:
+    """(N, 2 K) pairs of fractions of squares (N, 4) -> (N, 2 K) x and y in the picture."""
+    side = squares[:, 2:3] - squares[:, :1]
+    return np.asarray(np.tile(squares[:, :2], fractions.shape[1] // 2) + side * fractions)
+
+
+def _crops(picture: Picture, squares: Floats, size: int) -> Picture:
+    """(N, size, size, 3) these squares of the picture."""
+    return np.stack([_crop(picture, square, size) for square in squares])
+
+
+def _crop(picture: Picture, square: Floats, size: int) -> Picture:
+    """A square of the picture, by its corners; black outside the picture."""
     height, width = picture.shape[:2]
     left, top = np.floor(square[:2]).astype(int).tolist()
-    right, bottom = np.maximum(np.ceil(square[2:]), np.floor(square[:2]) + 1).astype(int).tolist()
-    part = picture[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    pads: Any = [(max(-top, 0), 0), (max(-left, 0), 0), (0, 0)]
-    pads[0] = (min(pads[0][0], bottom - top), bottom - top - part.shape[0] - min(pads[0][0], bottom - top))
-    pads[1] = (min(pads[1][0], right - left), right - left - part.shape[1] - min(pads[1][0], right - left))
-    part = np.pad(part, pads) if any(map(sum, pads)) else np.ascontiguousarray(part)
+    right, bottom = np.maximum(np.ceil(square[2:]).astype(int), (left + 1, top + 1)).tolist()
+    x, y = np.clip((left, right), 0, width), np.clip((top, bottom), 0, height)
+    part = np.zeros((bottom - top, right - left, 3), np.uint8)
+    part[y[0] - top : y[1] - top, x[0] - left : x[1] - left] = picture[y[0] : y[1], x[0] : x[1]]
     inside = (square[0] - left, square[1] - top, square[2] - left, square[3] - top)
-    size = (LAST_STAGE_SIDE, LAST_STAGE_SIDE)
-    return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.BOX, box=inside))
+    return np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BOX, box=inside))
