@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,13 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
-from torch import nn
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from pretrain.config import EncoderConfig
 from pretrain.encoder import build_encoder, timm_arguments
 from pretrain.pixels import IMAGENET_MEAN, IMAGENET_STD
-from shards.files import clear_disk_errors, fsync_folder, sha256_file, write_atomic
+from shards.files import atomic_path, clear_disk_errors, fsync_folder, sha256_file, write_atomic
 from shards.labels import DataError
 from shards.records import fingerprint
 
@@ -102,7 +103,7 @@ class CheckpointStore:
         """
         for name, file in checkpoint.files.items():
             for key, tensor in file.tensors.items():
-                if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                if not is_finite(tensor):
                     raise CheckpointError(f"{name}: {key} is not finite; no checkpoint is made of it")
         final = self.folder / checkpoint.name
         temporary = self.folder / f".{final.name}.tmp"
@@ -334,11 +335,25 @@ def _read_error(path: Path, error: OSError) -> CheckpointError:
     )
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Whether no value is infinite or NaN. A sum tells in a tenth of the time, unless infinite itself."""
+    if not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
 def write_tensors(path: Path, file: TensorFile) -> None:
     """One safetensors file; facts go into one metadata key, as several have no stable order."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in file.tensors.items()}
     facts = json.dumps(file.facts, sort_keys=True)
-    write_atomic(path, to_safetensors(tensors, {"faceprior": facts}))
+    with atomic_path(path) as temporary:
+        try:
+            save_file(tensors, temporary, {"faceprior": facts})
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if not number:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def read_tensors(path: Path) -> TensorFile:

@@ -95,12 +95,18 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     Raises:
         DataError: the disk is full or cannot be written (see `clear_disk_errors`).
     """
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """As `atomic_write`, for who opens files by name: where to write what is to appear at `path`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with clear_disk_errors(path):
         try:
-            with temporary.open("wb") as file:
-                yield file
-                file.flush()
+            yield temporary
+            with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
             fsync_folder(path.parent)

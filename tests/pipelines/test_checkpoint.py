@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipelines.checkpoint import (
     describe,
     find_checkpoint,
     find_file,
+    is_finite,
     load_encoder,
     read_checkpoint,
 )
@@ -123,6 +125,38 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not finite"):
         store.save(checkpoint(10, float("nan")))
     assert [f.name for f in store.folders()] == ["step-00000005"]
+
+
+@pytest.mark.parametrize(
+    ("values", "finite"),
+    [
+        ([1.0, 2.0], True),
+        ([3e38, 3e38], True),
+        ([float("inf"), -float("inf")], False),
+        ([float("inf"), 1.0], False),
+        ([float("nan"), 1.0], False),
+    ],
+)
+def test_finite_is_each_value_not_their_sum(values: list[float], finite: bool) -> None:
+    assert is_finite(torch.tensor(values)) is finite
+
+
+def test_a_limit_met_while_tensors_are_written_is_one_message(tmp_path: Path) -> None:
+    """The library writes, and says only in words what the system told it."""
+    store = CheckpointStore(tmp_path)
+    store.save(checkpoint(5))
+    large = replace(checkpoint(10), files={"model": TensorFile({"w": torch.zeros(1 << 16)}, {})})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(
+            DataError, match=r"cannot write .*step-00000010.*larger than this file system or limit"
+        ):
+            store.save(large)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    loaded = store.load()
+    assert loaded is not None and loaded.step == 5 and not list(tmp_path.glob(".*tmp*"))
 
 
 def test_a_full_disk_is_one_message_and_leaves_the_earlier_checkpoint(

@@ -48,6 +48,10 @@ def _plain_write(set_: Set) -> None:
         with path.open("wb") as file:
             yield file
 
+    @contextlib.contextmanager
+    def in_place(path: Path) -> Iterator[Path]:
+        yield path
+
     def save(self: CheckpointStore, checkpoint: Checkpoint) -> Path:
         final = self.folder / checkpoint.name
         final.mkdir(parents=True, exist_ok=True)
@@ -56,10 +60,11 @@ def _plain_write(set_: Set) -> None:
         self._rotate()
         return final
 
-    whole = shards.files.atomic_write
-    for module in list(sys.modules.values()):
-        if getattr(module, "atomic_write", None) is whole:
-            set_(module, "atomic_write", write)
+    for name, torn in (("atomic_write", write), ("atomic_path", in_place)):
+        whole = getattr(shards.files, name)
+        for module in list(sys.modules.values()):
+            if getattr(module, name, None) is whole:
+                set_(module, name, torn)
     set_(CheckpointStore, "save", save)
 
 
