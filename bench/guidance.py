@@ -1,6 +1,6 @@
 """What do depth and thermal give MRAN? Trainings that differ in one thing, over seeds, on held-out people.
 
-    python -m bench.guidance INIT [--seeds 0 1 2 3 4] [key=value …]
+    python -m bench.guidance INIT [--seeds 0 1 2 3 4] [--cells NAME …] [key=value …]
 
 INIT is a pretraining run. Each cell is `mran_demo` on the rendered default clips with at most two settings,
 trained once for each seed (`runs/seeds/mran-…`; what was finished before is not trained again), and scored on
@@ -128,22 +128,26 @@ def main() -> None:
     )
     parser.add_argument("init", metavar="INIT")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument(
+        "--cells", nargs="+", choices=CELLS, default=list(CELLS), metavar="NAME", help=", ".join(CELLS)
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value")
     asked = parser.parse_intermixed_args()
     shards = str(make_default("clips"))
-    build(HeatOfOthers(RenderedClips()), OTHERS, BuildConfig(shard_size=16))
+    if "heat of others" in asked.cells:
+        build(HeatOfOthers(RenderedClips()), OTHERS, BuildConfig(shard_size=16))
     for seed in asked.seeds:
-        for cell, own in CELLS.items():
-            settings = [f"init={asked.init}", f"data.shards={shards}", *asked.settings, *own]
+        for cell in asked.cells:
+            settings = [f"init={asked.init}", f"data.shards={shards}", *asked.settings, *CELLS[cell]]
             finetune(f"mran {cell}", seed, "mran_demo", settings)
     found = {
         cell: [
             held_out(run_of(f"mran {cell}", seed), str(OTHERS) if cell == "heat of others" else shards)
             for seed in asked.seeds
         ]
-        for cell in CELLS
+        for cell in asked.cells
     }
-    groups, _ = groups_of(found["gates and scores"][0])
+    groups, _ = groups_of(found[asked.cells[0]][0])
     dark = np.isin(groups, sorted(dark_clips(shards)))
     for title, kept in (("all clips", np.ones_like(dark)), ("dark clips", dark)):
         print_table(title, {cell: [only(one, kept) for one in runs] for cell, runs in found.items()})
@@ -158,7 +162,7 @@ def print_table(title: str, found: dict[str, list[Predictions]]) -> None:
         values = [f"{name} {figure(runs, name)(every):.3f}" for name in FIGURES]
         print(f"  {cell:18s} {'   '.join(values)}")
     for name in FIGURES:
-        for better, other in PAIRS:
+        for better, other in (pair for pair in PAIRS if found.keys() >= set(pair)):
             ours, theirs = figure(found[better], name), figure(found[other], name)
             low, high = bootstrap_difference(ours, theirs, groups, RESAMPLES, seed=0)
             single = [

@@ -76,7 +76,8 @@ class Row:
         work: what was done, with sizes. goal: what is asked of it. ours: our figure with its unit.
         peer: what it is compared with, and that one's figure; "" if nothing.
         ratio: how many times as good as the peer, a turn at a time, where there is a peer.
-        reached: whether the goal is; None where it could not be measured, and `note` says why.
+        reached: whether the goal is; None where there is none, or where it could not be measured: then `ours`
+            or `note` begins with "not measured" and says why.
         note: where the time goes, what was tried; one or two sentences.
         settings: of each contestant, enough to repeat it. values: each contestant's raw figures.
     """
@@ -198,9 +199,9 @@ def run_alone(module: str, rows: Callable[[Asked], list[Row]]) -> None:
     found = rows(Asked(options.quick, options.device))
     for row in found:
         ratio = f", {row.ratio.text('.2f')} ×" if row.ratio else ""
-        state = {True: "reached", False: "NOT reached", None: "not measured"}[row.reached]
+        state = {True: ": reached", False: ": NOT reached", None: ""}[row.reached]
         against = f" against {row.peer}" if row.peer else ""
-        print(f"{row.work}\n    {row.ours}{against}{ratio}; {row.goal}: {state}")
+        print(f"{row.work}\n    {row.ours}{against}{ratio}; {row.goal}{state}")
         if row.note:
             print(f"    {row.note}")
     if options.quick:

@@ -10,7 +10,8 @@ from typing import Any
 from bench.measure import RESULTS
 
 PAGE = Path("docs/benchmarks.md")
-_STATES = {True: "reached", False: "**not reached**", None: "not measured"}
+_STATES = {True: "reached", False: "**not reached**", None: ""}
+_UNMEASURED = "not measured"
 
 
 def write_page(benchmarks: Mapping[str, str], page: Path = PAGE, results: Path = RESULTS) -> Path:
@@ -54,10 +55,12 @@ def _device(records: Mapping[str, Any], benchmarks: Mapping[str, str]) -> list[s
         for row in record["rows"]:
             ratio = row["ratio"]
             shown = f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})" if ratio else ""
-            cells = (row["work"], row["ours"], row["peer"], shown, row["goal"], _STATES[row["reached"]])
+            unmeasured = row["note"].startswith(_UNMEASURED)
+            said = row["note"] if unmeasured else row["ours"]
+            cells = (row["work"], said, row["peer"], shown, row["goal"], _STATES[row["reached"]])
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-            if row["note"]:
-                notes.append(f"* {row['work']}: {row['note']}")
+            if row["note"] and not unmeasured:
+                notes.append(f"* **{row['work']}**: {row['note']}")
         lines += ["", *notes] if notes else []
     return lines
 

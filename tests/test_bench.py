@@ -31,7 +31,7 @@ def test_every_benchmark_that_is_listed_is_there() -> None:
 def test_the_page_has_a_line_for_each_row_and_says_what_was_not_measured(tmp_path: Path) -> None:
     rows = [
         Row("decode", "1,700/s", "1,800/s", "PIL 700/s", Spread(2.1, 2.5, 2.9), True, "half is decoding"),
-        Row("train | GPU", "45 %", "not measured: needs a CUDA device"),
+        Row("train | GPU", "45 %", "", note="not measured: needs a CUDA device"),
         Row("step", "2 ×", "1.0/s", "plain 1.0/s", Spread(0.9, 1.0, 1.1), False),
     ]
     for device, facts in {
@@ -45,5 +45,5 @@ def test_the_page_has_a_line_for_each_row_and_says_what_was_not_measured(tmp_pat
     assert text.count("`python -m bench reading`, 12 s.") == 2
     assert "## 2 × X (AVX2)" in text and "## Z" in text
     assert "| decode | 1,800/s | PIL 700/s | 2.50 (2.10–2.90) | 1,700/s | reached |" in text
-    assert "| train \\| GPU | not measured: needs a CUDA device |  |  | 45 % | not measured |" in text
-    assert "| 2 × | **not reached** |" in text and "* decode: half is decoding" in text
+    assert "| train \\| GPU | not measured: needs a CUDA device |  |  | 45 % |  |" in text
+    assert "| 2 × | **not reached** |" in text and "* **decode**: half is decoding" in text
