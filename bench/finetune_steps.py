@@ -355,12 +355,12 @@ def clip_chain(asked: Asked) -> Row:
     clips, steps = (8, 2) if asked.quick else (40, 6)
     with tempfile.TemporaryDirectory() as folder:
         shards, run = Path(folder) / "clips", Path(folder) / "run"
-        cuda = asked.device == "cuda"
         settings = [
             *("mran_demo", "init=random", f"data.shards={shards}", f"run={run}", "data.num_workers=0"),
             *("optim.warmup_epochs=0", f"train.epochs={steps * 4 / clips}", "train.global_batch_size=4"),
-            f"train.precision={'bf16' if cuda else 'fp32'}",
+            f"train.precision={'bf16' if asked.device == 'cuda' else 'fp32'}",
         ]
+        told = ["--device", asked.device, "--out", str(Path(folder) / "rows.csv")]
         call = "from pipelines.__main__ import main\nassert main({}) == 0\n"
         peaks = {
             "rendering": _peak(
@@ -371,9 +371,7 @@ def clip_chain(asked: Asked) -> Row:
             ),
             "training": _peak(call.format(repr(["finetune", *settings]))),
             "prediction": _peak(
-                call.format(
-                    repr(["predict", str(run), str(shards / "val"), "--quiet", "--device", asked.device])
-                )
+                call.format(repr(["predict", str(run), str(shards / "val"), "--quiet", *told]))
             ),
         }
     return Row(

@@ -75,7 +75,7 @@ def _cpu_rows(folder: Path, shards: Path, work: str, goal: str, quick: bool) -> 
     step_ms = 1e3 * batch / statistics.median(found["two processes"])
     shares = {name: ms / step_ms for name, ms in exchanged.items()}
     texts = {name: Spread.of(values).text(".1f") for name, values in found.items()}
-    settings = {name: "pretrain_small " + " ".join(common) for name in found}
+    settings = {name: f"pretrain_small {' '.join(common[1:])}, on temporary rendered faces" for name in found}
     return [
         Row(
             "what two cores give: two independent trainings side by side against one, a thread each",
@@ -129,7 +129,7 @@ def _gpu_row(folder: Path, shards: Path, work: str, goal: str, quick: bool) -> R
         Spread.of(speed_up),
         efficiency.median >= GOAL,
         "",
-        {name: "pretrain_small " + " ".join(common) for name in found},
+        {name: f"pretrain_small {' '.join(common[1:])}, on temporary rendered faces" for name in found},
         found,
     )
 
