@@ -381,7 +381,7 @@ def clip_chain(asked: Asked) -> Row:
         reached=True,
         note="Peak resident memory of each stage's process, libraries included"
         + (" (of the host, not of the GPU)." if asked.device == "cuda" else "."),
-        settings={"training": " ".join(settings)},
+        settings={"training": " ".join(settings).replace(f"{folder}/", "")},
         values={name: [peak] for name, peak in peaks.items()},
     )
 
