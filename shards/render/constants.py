@@ -12,7 +12,7 @@ from typing import Final
 
 from shards.labels import EXPR8
 
-RENDERER_VERSION: Final = 3
+RENDERER_VERSION: Final = 4
 """Raised whenever the same settings no longer give the same bytes."""
 
 # --- Action units ---------------------------------------------------------------------------------
@@ -31,11 +31,11 @@ UNIT_SHAPES: Final = MappingProxyType(
         "AU6": {"cheekSquint*": 0.9},
         "AU7": {"eyeSquint*": 1.35, "eyeBlink*": 0.2},
         "AU10": {"mouthUpperUp*": 1.25},
-        "AU12": {"mouthSmile*": 0.9},
+        "AU12": {"mouthSmile*": 0.9, "mouthUpperUp*": 0.3, "mouthLowerDown*": 0.08},
         "AU15": {"mouthFrown*": 1.35},
         "AU23": {"mouthRollUpper": 0.55, "mouthRollLower": 0.75, "mouthPucker": 0.55},
         "AU24": {"mouthPress*": 1.0, "mouthRollUpper": 0.35, "mouthRollLower": 0.35},
-        "AU25": {"mouthLowerDown*": 1.2, "mouthUpperUp*": 0.35},
+        "AU25": {"mouthLowerDown*": 1.2, "mouthUpperUp*": 0.6},
         "AU26": {"jawOpen": 0.55},
         "AU5": {"eyeWide*": 1.2},
         "AU9": {"noseSneer*": 1.3},
@@ -89,6 +89,24 @@ WRINKLE_DEPTH: Final = 0.45
 
 WRINKLE_TINT: Final = (0.8, 1.0, 1.05)
 """How much of that red, green and blue get: skin in a fold is redder, not greyer."""
+
+FOLD_GAIN: Final = (0.3, 1.0, 0.5)
+"""How deep a person's folds get: uniform between the first two, plus the third at full age."""
+
+FOLD_REST: Final = (0.05, 0.15, 0.8)
+"""Mean depth of a fold at rest, what full age adds to that mean, and the most; exponential, each fold by
+itself: strangers' faces have folds that no unit drew."""
+
+RESTING: Final = MappingProxyType(
+    {
+        "AU1": 0.20, "AU2": 0.20, "AU4": 0.25, "AU5": 0.13, "AU7": 0.13, "AU9": 0.18, "AU12": 0.06,
+        "AU15": 0.12, "AU17": 0.10,
+    }
+)  # fmt: skip
+"""Unit -> standard deviation of how far a person's face at rest lies along it, either way, cut at twice that.
+
+No label counts it. Where all faces rest alike, a stranger's low or heavy brow reads as a frown: see
+docs/results.md for what that costs on photographs."""
 
 MAX_ASYMMETRY: Final = 0.2
 """Standard deviation of the difference between a unit's two sides is half of this fraction."""
@@ -189,9 +207,21 @@ IRIS_COLOURS: Final = (
     (96, 60, 36), (72, 46, 30), (140, 110, 62), (96, 140, 178), (104, 136, 96), (132, 144, 152),
 )  # fmt: skip
 SCLERA: Final = (232, 226, 220)
-TEETH: Final = (236, 226, 208)
+TEETH: Final = (244, 238, 228)
+TEETH_SHADE: Final = (0.5, 0.55)
+"""Light on the hindmost teeth, and what the foremost get on top."""
 TONGUE: Final = (168, 84, 84)
 MOUTH_CAVITY: Final = (70, 24, 24)
+
+BROW_LIFT: Final = (-0.03, 0.04)
+BROW_ARCH: Final = (0.005, 0.10)
+BROW_SLOPE: Final = 0.03
+BROW_WIDTH: Final = (0.5, 1.8)
+"""Of the painted brows: height, arch and outward rise in dm (the rise as a standard deviation), factor on
+their width."""
+
+SOCKET_SHADE: Final = (0.0, 0.55)
+"""How dark the hollows beside the nose bridge are: deep-set eyes or flat ones."""
 
 # --- Temperatures (degrees Celsius) ---------------------------------------------------------------
 

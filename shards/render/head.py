@@ -42,7 +42,8 @@ class Head:
         texture: (CHANNELS, T) what is painted on the chart.
         colours: part -> (3,) linear colour: "lips", "ear", "iris", "sclera", "teeth", "tongue", "cavity",
             "lashes", "clothes".
-        fold_gain: how deep folds are, by age. fold_rest: how deep they are at rest.
+        fold_gain: how much deeper or shallower units draw folds than they do on average. fold_rest: (K,)
+            depth of each fold of `constants.WRINKLES` at rest.
         skin: (3,) linear colour. skin_luminance: linear, for the exposure. skin_c: base temperature.
     """
 
@@ -55,7 +56,7 @@ class Head:
     texture: Float32
     colours: Mapping[str, Float32]
     fold_gain: float
-    fold_rest: float
+    fold_rest: Float32
     skin: Float32
     skin_luminance: float
     skin_c: float
@@ -80,6 +81,17 @@ def _shape(rng: np.random.Generator, mesh: Mesh, traits: Traits) -> Float32:
     return np.asarray(vertices - centre, np.float32)
 
 
+def resting_shape(rng: np.random.Generator) -> Float32:
+    """(V, 3) what sets one face at rest apart from others along the units, dm; see `constants.RESTING`."""
+    mesh = load_mesh()
+    offsets = np.zeros(len(c.UNITS), np.float32)
+    for unit, spread in c.RESTING.items():
+        offsets[c.UNITS.index(unit)] = spread * np.clip(rng.standard_normal(), -2, 2)
+    columns = np.flatnonzero(offsets[mesh.column_unit])
+    flat = np.einsum("c,cv->v", offsets[mesh.column_unit[columns]], mesh.flat_columns[columns])
+    return np.asarray(flat.reshape(-1, 3), np.float32)
+
+
 def _fixed_attributes(mesh: Mesh, neutral: Float32) -> Float32:
     """(V, 5), see `Head.fixed`."""
     fixed = np.zeros((len(neutral), 5), np.float32)
@@ -100,7 +112,7 @@ def build_head(rng: np.random.Generator) -> Head:
     """Draws and builds one person; about 15 ms."""
     mesh = load_mesh()
     traits = draw_traits(rng)
-    bare = _shape(rng, mesh, traits)
+    bare = _shape(rng, mesh, traits) + resting_shape(rng)
     painted = paint(rng, traits)
     fixed = _fixed_attributes(mesh, bare)
     hair = painted.hair[texels(fixed[:, 0], fixed[:, 1])] * (mesh.group == SKIN) * (1 - mesh.ears)
@@ -137,12 +149,18 @@ def build_head(rng: np.random.Generator) -> Head:
             "lashes": painted.lashes,
             "clothes": linear_rgb(np.clip(rng.uniform(20, 225) + rng.normal(0, 30, 3), 8, 245)),
         },
-        fold_gain=0.8 + 0.6 * traits.age,
-        fold_rest=0.05 + 0.35 * traits.age**1.5,
+        fold_gain=float(rng.uniform(*c.FOLD_GAIN[:2])) + c.FOLD_GAIN[2] * traits.age,
+        fold_rest=_folds_at_rest(rng, traits.age),
         skin=painted.skin,
         skin_luminance=float(painted.skin @ np.array([0.21, 0.72, 0.07], np.float32)),
         skin_c=painted.skin_c,
     )
+
+
+def _folds_at_rest(rng: np.random.Generator, age: float) -> Float32:
+    mean, by_age, most = c.FOLD_REST
+    depth = rng.exponential(mean + by_age * age**1.5, len(c.WRINKLES))
+    return np.asarray(np.minimum(depth, most), np.float32)
 
 
 def _iris_odds(traits: Traits) -> NDArray[np.float64]:

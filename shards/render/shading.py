@@ -79,12 +79,10 @@ def surface_of(head: Head, hits: Hits, normals: Float32) -> Surface:
 
 
 def fold_weights(units: NDArray[np.float64], head: Head) -> Float32:
-    """(K,) depth of each painted fold: what the units drive, deepened by age, and what age leaves at rest."""
+    """(K,) depth of each painted fold: what the units drive on this face, and what it has at rest."""
     table = [[drivers.get(unit, 0.0) for unit in c.UNITS] for drivers in c.WRINKLES.values()]
     driven = np.clip(np.asarray(table) @ units, 0, 1.3)
-    rest = np.array([name in ("nasolabial", "forehead_middle", "lower_lid") for name in c.WRINKLES])
-    depth = c.WRINKLE_DEPTH * (driven * head.fold_gain + 0.6 * rest * head.fold_rest)
-    return np.asarray(depth, np.float32)
+    return np.asarray(c.WRINKLE_DEPTH * (driven * head.fold_gain + head.fold_rest), np.float32)
 
 
 def _mix(rgb: Float32, at: NDArray[np.intp], cover: Float32, colour: Float32) -> None:
@@ -119,7 +117,8 @@ def _flat_parts(rgb: Float32, gloss: Float32, surface: Surface, head: Head) -> N
     for group, part in _FLAT_PARTS.items():
         at = np.flatnonzero(surface.group == group)
         if len(at):
-            shade = 0.25 + 0.65 * surface.lips[at] if part == "teeth" else np.float32(1)
+            behind, before = c.TEETH_SHADE if part == "teeth" else (1.0, 0.0)
+            shade = np.float32(behind) + np.float32(before) * surface.lips[at]
             rgb[:, at] = head.colours[part][:, None] * shade
             gloss[at] = 0.2
 

@@ -127,12 +127,13 @@ def _scalp(rng: np.random.Generator, chart: Chart, traits: Traits) -> Float32:
 
 def _brows(rng: np.random.Generator, chart: Chart, traits: Traits) -> Float32:
     """(T,) how much of the skin the brows hide."""
-    lift, arch = rng.uniform(-0.012, 0.02), rng.uniform(0.04, 0.085)
-    thick = (0.024 + 0.014 * traits.gender) * rng.uniform(0.85, 1.3)
+    lift, arch = rng.uniform(*c.BROW_LIFT), rng.uniform(*c.BROW_ARCH)
+    rise = c.BROW_SLOPE * rng.standard_normal()
+    thick = (0.024 + 0.014 * traits.gender) * rng.uniform(*c.BROW_WIDTH)
     cover = np.zeros(chart.x.shape, np.float32)
     x, y = chart.x[chart.brow_texels], chart.y[chart.brow_texels]
     t = np.clip((x - 0.09) / 0.42, 0, 1)
-    middle = 0.162 + lift + arch * np.sin(np.pi * t**1.15) - 0.02 * t
+    middle = 0.162 + lift + arch * np.sin(np.pi * t**1.15) - 0.02 * t + rise * (t - 0.5)
     width = thick * (1.15 - 0.6 * t)
     band = np.exp(-(((y - middle) / width) ** 2)) * ramp(x, 0.07, 0.13) * ramp(x, 0.53, 0.45)
     cover[chart.brow_texels] = rng.uniform(0.65, 0.95) * band
@@ -177,7 +178,7 @@ def paint(rng: np.random.Generator, traits: Traits) -> Paint:
     _blend(colour, (0.55 + 0.2 * rng.random()) * chart.redness, flush)
     mottling = 1 + 0.05 * _noise(rng, 14, 18) + 0.04 * _noise(rng, 60, 76)
     freckles = ramp(_noise(rng, 80, 100), 0.55, 0.8) * chart.cheek * (rng.random() < 0.2)
-    shade = mottling * (1 - 0.22 * chart.sockets) * (1 - 0.25 * freckles)
+    shade = mottling * (1 - rng.uniform(*c.SOCKET_SHADE) * chart.sockets) * (1 - 0.25 * freckles)
     colour *= shade * (1 - chart.occlusion)
     scalp = _scalp(rng, chart, traits)
     strands = 1 + 0.28 * _noise(rng, 5, 90) + 0.18 * _noise(rng, 16, 60)

@@ -57,6 +57,7 @@ def test_bytes_do_not_depend_on_order_or_company(clips: RenderedClips, made: lis
 
 def test_every_frame_has_all_modalities_side_by_side(clips: RenderedClips, made: list[Encoded]) -> None:
     names = [frame_extension(modality, frame) for frame in range(FRAMES) for modality in MODALITIES]
+    holes = []
     for clip in made:
         assert list(clip.members) == [*names, "json"]
         for name, data in clip.members.items():
@@ -71,11 +72,13 @@ def test_every_frame_has_all_modalities_side_by_side(clips: RenderedClips, made:
             if frame.modality == "depth":
                 assert plane.shape == (48, 48)
                 assert 500 < np.median(plane[16:32, 16:32]) < 1400
-                assert 0 < np.mean(plane == 0) < 0.15
+                holes.append(np.mean(plane == 0))
             else:
                 assert plane.shape == (24, 24)
                 assert 31 < (np.median(plane[8:16, 8:16]) - ZERO_CELSIUS_CK) / 100 < 36
                 assert plane.min() > ZERO_CELSIUS_CK + 1500
+    assert max(holes) < 0.15
+    assert np.median(holes) > 0.001  # a good camera loses next to none in a frame this small
 
 
 def test_labels_are_one_for_each_frame(clips: RenderedClips, made: list[Encoded]) -> None:
