@@ -83,8 +83,8 @@ reliability: setup  ## kills, damage, hostile files, every layout: writes docs/r
 slow: setup  ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
-shards: setup  ## raw faces -> shards: SOURCE=folder|celeba|affwild2|rig|… SRC=… OUT=… [ARGS="align.size=112 …"]
-	$(BIN)/python -m pipelines shards build $(SOURCE) $(SRC) $(OUT) $(ARGS)
+shards: setup  ## raw faces -> shards: SOURCE=folder|celeba|affwild2|rig|rendered|… SRC=… OUT=… [ARGS="align.size=112 …"]
+	$(BIN)/python -m pipelines shards build $(SOURCE) $(or $(SRC),-) $(OUT) $(ARGS)
 
 doctor: setup  ## verify every byte and sample of SHARDS=a[,b]
 	$(BIN)/python -m pipelines doctor $(SHARDS) $(ARGS)

@@ -31,9 +31,9 @@ from pipelines.predictconfig import PredictConfig
 from pipelines.predictor import FaceFinder, FramePrediction, align_config, chunks, device_of, face_place
 from shards.clips import clip_eval_batches, read_clip_labels
 from shards.manifest import NAME
+from shards.records import SPLITS
 from shards.shardset import ShardSet
 from shards.sources.media import Media, MediaFrame
-from shards.sources.splits import SPLITS
 from shards.sources.video import is_video
 from shards.stream import check_kind
 from shards.transforms import fit

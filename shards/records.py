@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from shards.labels import AU12, EXPR8, DataError
 
+SPLITS = ("train", "val", "test")
+
 MAX_KEY = 80  # a tar's header has room for 100, and a member adds up to `.thermal.0000.png`
 
 

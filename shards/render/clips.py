@@ -19,7 +19,7 @@ from shards.config import MODALITIES
 from shards.frames import ZERO_CELSIUS_CK, encode_plane, frame_extension
 from shards.keyed import generator, mix, sample_key
 from shards.labels import ClipLabels
-from shards.records import Encoded, Item, LabelSpace, Maker, SourceInfo, canonical_json, each
+from shards.records import SPLITS, Encoded, Item, LabelSpace, Maker, SourceInfo, canonical_json, each
 from shards.render import constants as c
 from shards.render.camera import Camera, UInt8, UInt16, draw_camera, take_thermal
 from shards.render.head import Head
@@ -36,7 +36,6 @@ from shards.render.people import (
 )
 from shards.render.picture import DEFAULT_MARGIN, View, render
 from shards.render.scene import Scene, draw_scene
-from shards.sources.splits import SPLITS
 from shards.template import template_geometry
 
 _CLIPS = 2**22

@@ -16,7 +16,7 @@ import numpy as np
 from shards.align.decode import encode_jpeg
 from shards.keyed import generator, sample_key
 from shards.labels import AU12, EXPR8, FaceLabels
-from shards.records import Encoded, Item, Maker, SourceInfo, canonical_json, each
+from shards.records import SPLITS, Encoded, Item, Maker, SourceInfo, canonical_json, each
 from shards.render import constants as c
 from shards.render.actions import Expression, draw_expression
 from shards.render.camera import draw_camera
@@ -33,7 +33,6 @@ from shards.render.people import (
 )
 from shards.render.picture import DEFAULT_MARGIN, Picture, View, render
 from shards.render.scene import Frame, Scene, draw_frame, draw_scene, scene_to_json
-from shards.sources.splits import SPLITS
 from shards.template import template_geometry
 
 _DETECTOR_NOISE = 1.2

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from shards.keyed import generator, sample_key
+from shards.records import SPLITS
 from shards.render.head import Head, build_head
-from shards.sources.splits import SPLITS
 
 LICENCE = "rendered faces of people who do not exist; head mesh CC0 (MakeHuman community); pictures CC0"
 

@@ -3,7 +3,7 @@
 Reading order: raw (what a layout must say, and the one way from there), pictures, tables, splits, listing;
 then folder, celeba, tars, emotionet, affwild2, lsd, affectnet, rafdb. A new data set is a new raw source and
 a line in `_RAW`. Of video: recordings, tracks, series, alignedclips; then afewva, rig, recola, sewa,
-affwild2va, with their lines in `_CLIPS`.
+affwild2va, with their lines in `_CLIPS`. What `shards.render` makes needs no raw data: `_RENDERED`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 from shards.align.config import AlignConfig
 from shards.labels import DataError
+from shards.records import Source
+from shards.render import RenderedClips, RenderedFaces
 from shards.sources.afewva import AfewVA
 from shards.sources.affectnet import AffectNet
 from shards.sources.affwild2 import AffWild2
@@ -76,7 +78,18 @@ _CLIPS: Mapping[str, Callable[..., RecordingSource]] = {
     "sewa": Sewa,
     "affwild2va": AffWild2VA,
 }
-_ALL: Mapping[str, Callable[..., RawSource | RecordingSource]] = {**_RAW, **_CLIPS}
+_RENDERED: Mapping[str, Callable[..., RenderedFaces | RenderedClips]] = {
+    "rendered": RenderedFaces,
+    "rendered-clips": RenderedClips,
+}
+_ALL: Mapping[str, Callable[..., RawSource | RecordingSource | RenderedFaces | RenderedClips]] = {
+    **_RAW,
+    **_CLIPS,
+    **_RENDERED,
+}
+
+NO_SRC = "-"
+"""What stands for the path of a source that reads none."""
 
 
 def source_names() -> tuple[str, ...]:
@@ -96,15 +109,13 @@ def source_options(name: str) -> dict[str, Any]:
     return {option: kind for option, kind in hints.items() if option not in ("path", "return")}
 
 
-def build_source(
-    name: str, src: str | Path, align: AlignConfig | None = None, /, **options: Any
-) -> AlignedFaces | AlignedClips:
-    """The data set `name` at `src`, to be aligned: faces, or clips of video.
+def build_source(name: str, src: str | Path, align: AlignConfig | None = None, /, **options: Any) -> Source:
+    """The data set `name` at `src`, to be aligned: faces, or clips of video; or to be rendered.
 
     Args:
         name: one of `source_names()`.
-        src: folder, zip or tar, as the data set has it.
-        align: by default `AlignConfig()`.
+        src: folder, zip or tar, as the data set has it; `NO_SRC` for what is rendered.
+        align: by default `AlignConfig()`; nothing rendered takes any.
         options: those of the raw source's constructor.
 
     Raises:
@@ -112,8 +123,18 @@ def build_source(
     """
     if name not in _ALL:
         raise DataError(f"SOURCE={name}: unknown{_guess(name, _ALL)}; there are {', '.join(_ALL)}")
-    if not str(src).strip():
+    if name in _RENDERED:
+        return _rendered(name, src, align, options)
+    if str(src).strip() in ("", NO_SRC):
         raise DataError("SRC is empty: give the folder, zip or tar of the data set")
+    _check_options(name, options)
+    path = Path(src).expanduser()
+    if name in _CLIPS:
+        return AlignedClips(_CLIPS[name](path, **options), align)
+    return AlignedFaces(_RAW[name](path, **options), align)
+
+
+def _check_options(name: str, options: Mapping[str, Any]) -> None:
     known = [option for option in inspect.signature(_ALL[name]).parameters if option != "path"]
     for option in options:
         if option not in known:
@@ -121,10 +142,20 @@ def build_source(
                 f"source {name}: unknown option {option!r}{_guess(option, known)}; "
                 f"there are {', '.join(known)}"
             )
-    path = Path(src).expanduser()
-    if name in _CLIPS:
-        return AlignedClips(_CLIPS[name](path, **options), align)
-    return AlignedFaces(_RAW[name](path, **options), align)
+
+
+def _rendered(
+    name: str, src: str | Path, align: AlignConfig | None, options: Mapping[str, Any]
+) -> RenderedFaces | RenderedClips:
+    if str(src).strip() not in ("", NO_SRC):
+        raise DataError(f"source {name} reads nothing: leave SRC out, or give {NO_SRC} for it, not {src}")
+    if align not in (None, AlignConfig()):
+        raise DataError(f"source {name} renders its faces aligned: no align.… applies; size and margin do")
+    _check_options(name, options)
+    try:
+        return _RENDERED[name](**options)
+    except ValueError as error:
+        raise DataError(f"source {name}: {error}") from None
 
 
 def _guess(word: str, known: Any) -> str:

@@ -12,10 +12,9 @@ import numpy as np
 
 from shards.files import sha256_file
 from shards.labels import DataError, FaceLabels
-from shards.records import Item, LabelSpace, SourceInfo, safe_key
+from shards.records import SPLITS, Item, LabelSpace, SourceInfo, safe_key
 from shards.sources.pictures import FolderPictures, Pictures, is_picture, open_pictures
 from shards.sources.raw import Listed, RawFace, Reader
-from shards.sources.splits import SPLITS
 from shards.sources.tables import read_csv, read_text_columns, text_of
 
 NUM_IMAGES = 202_599

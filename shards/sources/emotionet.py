@@ -12,9 +12,9 @@ from typing import Any
 
 from shards.files import sha256_file
 from shards.labels import DataError, FaceLabels
-from shards.records import Item, LabelSpace, SourceInfo
+from shards.records import SPLITS, Item, LabelSpace, SourceInfo
 from shards.sources.raw import Listed, RawFace, Reader
-from shards.sources.splits import SPLITS, check_fraction
+from shards.sources.splits import check_fraction
 from shards.sources.tables import LabelCodes, read_csv, split_units, unit_name, unit_state
 from shards.sources.tars import list_samples, read_image, read_json
 

@@ -12,10 +12,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.labels import DataError, FaceLabels
-from shards.records import Item, LabelSpace, SourceInfo, canonical_json, fingerprint
+from shards.records import SPLITS, Item, LabelSpace, SourceInfo, canonical_json, fingerprint
 from shards.sources.pictures import SUFFIXES, open_pictures, pictures_in
 from shards.sources.raw import Listed, RawFace, Reader
-from shards.sources.splits import SPLITS, check_fraction, check_keys, key_of, keyed_split, split_named
+from shards.sources.splits import check_fraction, check_keys, key_of, keyed_split, split_named
 from shards.sources.tables import (
     LabelCodes,
     Row,

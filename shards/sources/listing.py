@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shards.labels import DataError, FaceLabels
-from shards.records import Item, canonical_json
+from shards.records import SPLITS, Item, canonical_json
 from shards.sources.pictures import Pictures, is_picture, open_pictures
 from shards.sources.raw import Listed, RawFace, Reader
-from shards.sources.splits import SPLITS
 from shards.sources.tables import text_of
 
 _LOG = logging.getLogger(__name__)

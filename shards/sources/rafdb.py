@@ -7,7 +7,7 @@ from pathlib import Path
 
 from shards.files import sha256_file
 from shards.labels import DataError, FaceLabels
-from shards.records import Item, LabelSpace, SourceInfo
+from shards.records import SPLITS, Item, LabelSpace, SourceInfo
 from shards.sources.listing import (
     Ledger,
     ListedSplits,
@@ -23,7 +23,7 @@ from shards.sources.listing import (
 )
 from shards.sources.pictures import is_picture
 from shards.sources.raw import Reader
-from shards.sources.splits import SPLITS, check_fraction, keyed_split
+from shards.sources.splits import check_fraction, keyed_split
 from shards.sources.tables import read_text_columns
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")  # numbered from 1

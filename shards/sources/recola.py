@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.labels import DataError
-from shards.records import SourceInfo
+from shards.records import SPLITS, SourceInfo
 from shards.sources.listing import Ledger, Listing, check_folder
 from shards.sources.ratedvideos import DIMENSIONS, find_videos, rated_video
 from shards.sources.recordings import (
@@ -29,7 +29,6 @@ from shards.sources.series import (
     number_in,
     rating_in,
 )
-from shards.sources.splits import SPLITS
 from shards.sources.tables import read_csv, text_of
 
 PUBLIC_SPLITS: Mapping[str, tuple[int, ...]] = {

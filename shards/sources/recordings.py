@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from shards.config import MODALITIES
 from shards.labels import MAX_CLIP, ClipLabels, DataError
-from shards.records import Item, LabelSpace, SourceInfo, canonical_json
+from shards.records import SPLITS, Item, LabelSpace, SourceInfo, canonical_json
 from shards.sources.listing import Ledger, ListedSplits, Listing, check_share
-from shards.sources.splits import SPLITS, check_keys, key_of
+from shards.sources.splits import check_keys, key_of
 from shards.sources.tracks import Calibration, Track
 
 VA_ALONE = LabelSpace((), (), True)

@@ -13,7 +13,7 @@ import numpy as np
 from shards.config import MODALITIES
 from shards.files import sha256_file
 from shards.labels import DataError
-from shards.records import SourceInfo
+from shards.records import SPLITS, SourceInfo
 from shards.sources.listing import Ledger, Listing, check_folder
 from shards.sources.overlay import check_units, overlay_edges
 from shards.sources.pictures import FolderPictures, is_picture
@@ -49,7 +49,7 @@ from shards.sources.series import (
     step_of,
     to_frames,
 )
-from shards.sources.splits import SPLITS, check_fraction, keyed_split, split_named
+from shards.sources.splits import check_fraction, keyed_split, split_named
 from shards.sources.tracks import Track, TrackReader
 from shards.sources.video import is_video, video_facts
 

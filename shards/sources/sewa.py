@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.labels import DataError
-from shards.records import SourceInfo
+from shards.records import SPLITS, SourceInfo
 from shards.sources.listing import Ledger, Listing, check_folder
 from shards.sources.ratedvideos import DIMENSIONS, find_videos, rated_video
 from shards.sources.recordings import (
@@ -21,7 +21,7 @@ from shards.sources.recordings import (
     list_clips,
 )
 from shards.sources.series import Series, check_resampling, check_times, columns_of, number_in, rating_in
-from shards.sources.splits import SPLITS, check_fraction, keyed_split
+from shards.sources.splits import check_fraction, keyed_split
 from shards.sources.tables import text_of
 from shards.sources.video import video_facts
 

@@ -10,8 +10,6 @@ from shards.keyed import mix, stream_id
 from shards.labels import DataError
 from shards.records import Item, hashed_key, safe_key
 
-SPLITS = ("train", "val", "test")
-
 _NAMES = {
     "train": "train",
     "training": "train",

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from shards.labels import DataError, FaceLabels
-from shards.records import Item, LabelSpace, SourceInfo
+from shards.records import SPLITS, Item, LabelSpace, SourceInfo
 from shards.sources.pictures import SUFFIXES
 from shards.sources.raw import Listed, RawFace, Reader
-from shards.sources.splits import SPLITS, check_fraction, check_keys, key_of, keyed_split, split_named
+from shards.sources.splits import check_fraction, check_keys, key_of, keyed_split, split_named
 from shards.tars import TarMember, walk_samples
 
 _MAX_IMAGE = 256_000_000  # bytes
