@@ -97,6 +97,23 @@ FOLD_REST: Final = (0.05, 0.15, 0.8)
 """Mean depth of a fold at rest, what full age adds to that mean, and the most; exponential, each fold by
 itself: strangers' faces have folds that no unit drew."""
 
+PROPORTIONS: Final = MappingProxyType(
+    {
+        "head/head-scale-vert-decr": (0.0, 0.8),
+        "nose/nose-trans-up": (0.0, 0.8),
+        "nose/nose-point-up": (0.0, 0.6),
+        "nose/nose-base-up": (0.0, 0.6),
+        "mouth/mouth-trans-up": (-0.3, 0.3),
+        "mouth/mouth-upperlip-height-decr": (0.0, 1.0),
+        "mouth/mouth-lowerlip-height-decr": (0.0, 1.1),
+    }
+)
+"""Target of the mesh -> range of its weight in a person.
+
+The mesh's average face is longer than people are: MTCNN finds its mouth 1.15 and its nose .66 eye distances
+below the eyes; in photographs it is 1.0 to 1.1 and .5 to .6, so that real mouths at rest lie where smiles of
+that face do."""
+
 RESTING: Final = MappingProxyType(
     {
         "AU1": 0.20, "AU2": 0.20, "AU4": 0.25, "AU5": 0.13, "AU7": 0.13, "AU9": 0.18, "AU12": 0.06,

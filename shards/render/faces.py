@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards.align.decode import encode_jpeg
 from shards.keyed import generator, sample_key
@@ -33,10 +34,14 @@ from shards.render.people import (
 )
 from shards.render.picture import DEFAULT_MARGIN, Picture, View, render
 from shards.render.scene import Frame, Scene, draw_frame, draw_scene, scene_to_json
-from shards.template import template_geometry
+from shards.template import template_geometry, template_points
 
 _DETECTOR_NOISE = 1.2
 """Standard deviation of a landmark's error in pixels of a 112 frame."""
+
+_DETECTOR_SHIFT, _DETECTOR_SCALE = 0.8, 0.02
+"""Of what a detector gets wrong of all five together: standard deviation of the shift, in such pixels, and of
+the scale. MTCNN's points of rendered faces lie a pixel off the mesh's own."""
 
 
 def draw_labels(seed: int, split: int, sample: int, identity: str) -> tuple[Expression, FaceLabels]:
@@ -66,6 +71,15 @@ def draw_labels(seed: int, split: int, sample: int, identity: str) -> tuple[Expr
         },
     )
     return expression, labels
+
+
+def _draw_jitter(rng: np.random.Generator) -> NDArray[np.float64]:
+    """(5, 2) error of a detector's landmarks in pixels of a 112 frame: of each, and of all together."""
+    points = template_points(112, DEFAULT_MARGIN)
+    grown = (points - points.mean(0)) * (_DETECTOR_SCALE * rng.standard_normal())
+    return np.asarray(
+        _DETECTOR_NOISE * rng.standard_normal((5, 2)) + _DETECTOR_SHIFT * rng.standard_normal(2) + grown
+    )
 
 
 @dataclass(frozen=True)
@@ -105,7 +119,12 @@ class RenderedFaces:
             alignment={
                 "mode": "rendered",
                 "geometry": template_geometry(self.size, self.margin),
-                "detector": {"name": "projected mesh landmarks", "noise_px": _DETECTOR_NOISE},
+                "detector": {
+                    "name": "projected mesh landmarks",
+                    "noise_px": _DETECTOR_NOISE,
+                    "shift_px": _DETECTOR_SHIFT,
+                    "scale": _DETECTOR_SCALE,
+                },
             },
             settings={
                 "renderer": c.RENDERER_VERSION,
@@ -154,7 +173,7 @@ class RenderedFaces:
         scene = draw_scene(generator(key, "scene"), head.traits.wears_glasses, head.skin)
         rng = generator(key, "camera")
         camera = draw_camera(rng)
-        view = View(self.size, self.margin, jitter=_DETECTOR_NOISE * rng.standard_normal((5, 2)))
+        view = View(self.size, self.margin, jitter=_draw_jitter(rng))
         picture = render(head, frame, scene, view, camera, rng, color_only=True)
         return frame, scene, picture, camera.quality
 

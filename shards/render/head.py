@@ -69,6 +69,9 @@ def _shape(rng: np.random.Generator, mesh: Mesh, traits: Traits) -> Float32:
     weights = np.einsum("e,g,a->ega", traits.ethnicity, gender, age).astype(np.float32)
     build = np.einsum("g,a,w->gaw", gender, age, rng.dirichlet([1, 2, 1])).astype(np.float32)
     vertices = mesh.base + np.tensordot(weights, mesh.ethnicity, 3) + np.tensordot(build, mesh.build, 3)
+    low, high = np.array(list(c.PROPORTIONS.values())).T
+    drawn = (low + (high - low) * rng.random(len(low))).astype(np.float32)
+    vertices = vertices + np.einsum("p,pvk->vk", drawn, mesh.proportions)
     count = int(mesh.local_key.max()) + 1
     trait = rng.random(count) * (rng.random(count) < 0.25) * 0.75
     # Chins vary more than jaws: teeth stay behind the skin.

