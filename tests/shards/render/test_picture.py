@@ -77,7 +77,7 @@ def test_faces_are_aligned_at_every_turn(yaw: float, size: int, heads: list[Head
     for head in heads[:4]:
         picture = render(head, Frame(pose=Pose(yaw=yaw, roll=0.2)), Scene(), View(size), color_only=True)
         error = picture.landmarks - target
-        # A least squares fit: no shift is left, and turning away leaves the nose of a short face by a seventh of the frame.
+        # A least squares fit: no shift is left, and turning away leaves a nose off by a seventh of the frame.
         np.testing.assert_allclose(error.mean(axis=0), 0, atol=1e-3)
         assert np.abs(error).max() < size / 7
 
