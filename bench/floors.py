@@ -1,21 +1,21 @@
 """What simple methods reach on the same faces, and finished runs beside them.
 
-    python -m bench.floors [RUN …] [--smiles FOLDER] [--shards FOLDERS]
+    python -m bench.floors [RUN …] [--smiles FOLDER]… [--shards FOLDERS]
 
 Ridge regressions on pixels and on HOG are fitted on the labelled training faces; a pretraining RUN adds a
 ridge on its frozen tokens, a finetuned RUN its own outputs. All are scored on all labelled faces of splits
 val and test, people that none of them learned from: expression accuracy and macro F1, valence and arousal
 CCC, with 95 % intervals over people. FOLDER holds pictures of neutral and smiling people and labels.csv
-(image, expression): they are found and cut out as the training faces were, and the last two columns say how
-well predicted valence, and the scores happiness − neutral, tell smiling from neutral people (area under the
-ROC curve).
+(image, expression; for a folder without one, `bench/smiles/NAME.csv`): they are found and cut out as the
+training faces were, and two more columns for each folder say how well predicted valence, and the scores
+happiness − neutral, tell smiling from neutral people (area under the ROC curve).
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -44,6 +44,7 @@ from shards.transforms import fit
 
 HAPPINESS, NEUTRAL = EXPR8.index("happiness"), EXPR8.index("neutral")
 _SIZE = (112, 112)
+_LISTS = Path(__file__).with_name("smiles")
 Floats: TypeAlias = NDArray[np.float64] | NDArray[np.float32]
 
 
@@ -67,12 +68,12 @@ class Smiles(NamedTuple):
 
 
 class Faces(NamedTuple):
-    """What is fitted on and scored on; `groups` are the people of `held_out`."""
+    """What is fitted on and scored on; `groups` are the people of `held_out`, `smiles` named by folder."""
 
     train: ProbeSet
     held_out: ProbeSet
     groups: NDArray[np.str_]
-    smiles: Smiles | None
+    smiles: Mapping[str, Smiles]
 
 
 def hog(images: Tensor, cell: int = 8, orientations: int = 9) -> Tensor:
@@ -106,7 +107,7 @@ def hog(images: Tensor, cell: int = 8, orientations: int = 9) -> Tensor:
     return blocks.flatten(1)
 
 
-def load_faces(shards: str, smiles: Path | None) -> Faces:
+def load_faces(shards: str, smiles: Sequence[Path] = ()) -> Faces:
     """All labelled faces, in memory."""
     held_out = [open_shards(shards, split) for split in ("val", "test")]
     parts = [load_probe_set(part, 10**6, _SIZE) for part in held_out]
@@ -121,7 +122,7 @@ def load_faces(shards: str, smiles: Path | None) -> Faces:
         load_probe_set(train, 10**6, _SIZE),
         joined,
         groups,
-        load_smiles(smiles, train) if smiles else None,
+        {folder.name: load_smiles(folder, train) for folder in smiles},
     )
 
 
@@ -135,16 +136,23 @@ def _people(shards: ShardSet) -> NDArray[np.str_]:
 
 
 def load_smiles(folder: Path, shards: ShardSet) -> Smiles:
-    """Pictures of a folder with labels.csv, cut out as the faces of `shards` were.
+    """Labelled pictures of a folder, cut out as the faces of `shards` were.
 
     Raises:
-        DataError: a picture without a face.
+        DataError: a picture without a face, or a folder without labels.
     """
+    listed = next(
+        (file for file in (folder / "labels.csv", _LISTS / f"{folder.name}.csv") if file.exists()), None
+    )
+    if listed is None:
+        raise DataError(
+            f"{folder}: no labels.csv in it (image, expression), and no bench/smiles/{folder.name}.csv"
+        )
     config, _ = align_config(
         [manifest.alignment for manifest in shards.manifests], PredictConfig(faces="largest")
     )
     aligner = Aligner(config)
-    with (folder / "labels.csv").open(newline="") as file:
+    with listed.open(newline="") as file:
         rows = list(csv.DictReader(file))
     pictures = [load_image((folder / row["image"]).read_bytes()) for row in rows]
     images = []
@@ -161,8 +169,8 @@ def auc(scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> float:
     return float(((pairs > 0) + 0.5 * (pairs == 0)).mean())
 
 
-def methods(runs: Sequence[Path], faces: Faces) -> Iterator[tuple[str, Outputs, Outputs | None]]:
-    """(name, outputs on the held-out faces, outputs on the smiles) of each method."""
+def methods(runs: Sequence[Path], faces: Faces) -> Iterator[tuple[str, Outputs, dict[str, Outputs]]]:
+    """(name, outputs on the held-out faces, outputs on each set of smiles) of each method."""
     features: dict[str, Callable[[ProbeSet], Tensor]] = {
         "ridge on pixels": pixel_features,
         "ridge on HOG": lambda probe: hog(probe.images),
@@ -173,16 +181,16 @@ def methods(runs: Sequence[Path], faces: Faces) -> Iterator[tuple[str, Outputs, 
             features[f"ridge on tokens of {run}"] = partial(_tokens, load_encoder(run))
         else:
             finetuned.append(run)
-    others = [faces.held_out, *([] if faces.smiles is None else [_unlabelled(faces.smiles.images)])]
+    others = [faces.held_out, *(_unlabelled(smiles.images) for smiles in faces.smiles.values())]
     sizes = [len(part.images) for part in others]
     for name, make in features.items():
         fitted = ridge_outputs(make(faces.train), faces.train, torch.cat([make(part) for part in others]))
         exprs, vas = (np.split(values, np.cumsum(sizes)[:-1]) for values in fitted)
         found = [Outputs(expr, va) for expr, va in zip(exprs, vas, strict=True)]
-        yield name, found[0], found[1] if len(found) > 1 else None
+        yield name, found[0], dict(zip(faces.smiles, found[1:], strict=True))
     for run in finetuned:
         found = [_run_outputs(run, part.images) for part in others]
-        yield str(run), found[0], found[1] if len(found) > 1 else None
+        yield str(run), found[0], dict(zip(faces.smiles, found[1:], strict=True))
 
 
 def _tokens(encoder: Any, probe: ProbeSet) -> Tensor:
@@ -238,15 +246,13 @@ def _cell(figure: Callable[[NDArray[np.int64]], float], groups: NDArray[np.str_]
     return f"{figure(np.arange(len(groups))):8.3f} {low:.3f}-{high:.3f}"
 
 
-def smile_row(found: Outputs | None, smiles: Smiles | None) -> str:
+def smile_cells(found: Outputs, smiles: Smiles) -> str:
     """The two areas under the curve."""
-    if found is None or smiles is None:
-        return ""
     by_valence = "–" if found.va is None else f"{auc(found.va[:, 0], smiles.smiling):.3f}"
     by_expr = "–"
     if found.expr is not None:
         by_expr = f"{auc(found.expr[:, HAPPINESS] - found.expr[:, NEUTRAL], smiles.smiling):.3f}"
-    return f"{by_valence:>9s}{by_expr:>9s}"
+    return f"{by_valence:>12s}{by_expr:>9s}"
 
 
 def main() -> None:
@@ -255,16 +261,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN")
-    parser.add_argument("--smiles", type=Path, metavar="FOLDER")
+    parser.add_argument("--smiles", type=Path, metavar="FOLDER", action="append", default=[])
     parser.add_argument("--shards", default="")
     arguments = parser.parse_intermixed_args()
     faces = load_faces(arguments.shards or str(make_default()), arguments.smiles)
     print(f"{len(faces.train.expr)} training faces, {len(faces.held_out.expr)} held-out faces", flush=True)
+    for name, smiles in faces.smiles.items():
+        print(f"{name}: {smiles.smiling.sum()} smiling, {(~smiles.smiling).sum()} neutral")
     titles = ("accuracy", "macro F1", "CCC valence", "CCC arousal")
-    smiles = f"{'AUC val.':>9s}{'hap−neu':>9s}" if faces.smiles else ""
-    print(f"{'':32s}{''.join(f'{title:>20s}' for title in titles)}{smiles}")
+    areas = "".join(f"{name[:7] + ' val.':>12s}{'hap−neu':>9s}" for name in faces.smiles)
+    print(f"{'':32s}{''.join(f'{title:>20s}' for title in titles)}{areas}")
     for name, held_out, smiling in methods(arguments.runs, faces):
-        print(f"{name[-32:]:32s}{row(held_out, faces)}{smile_row(smiling, faces.smiles)}", flush=True)
+        cells = "".join(smile_cells(smiling[key], smiles) for key, smiles in faces.smiles.items())
+        print(f"{name[-32:]:32s}{row(held_out, faces)}{cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -90,10 +90,10 @@ WRINKLE_DEPTH: Final = 0.45
 WRINKLE_TINT: Final = (0.8, 1.0, 1.05)
 """How much of that red, green and blue get: skin in a fold is redder, not greyer."""
 
-FOLD_GAIN: Final = (0.3, 1.0, 0.5)
+FOLD_GAIN: Final = (0.6, 1.2, 0.5)
 """How deep a person's folds get: uniform between the first two, plus the third at full age."""
 
-FOLD_REST: Final = (0.05, 0.15, 0.8)
+FOLD_REST: Final = (0.03, 0.10, 0.6)
 """Mean depth of a fold at rest, what full age adds to that mean, and the most; exponential, each fold by
 itself: strangers' faces have folds that no unit drew."""
 
