@@ -480,7 +480,10 @@ class TestVideo:
         assert seen[:20] == every[:20] and not any(seen[16:27]) and all(seen[27:])
         assert every[25] and not seen[25], "it entered between two searches"
         assert [row.track for row in by_frame(rows, 0)] == [1]
-        assert [row.track for row in by_frame(rows, 30)] == [2]
+        # What is left of a face at the edge may be lost and found again; a newcomer never gets its number.
+        before = {row.track for number in range(20) for row in by_frame(rows, number)}
+        after = {row.track for number in range(27, 31) for row in by_frame(rows, number)}
+        assert len(after) == 1 and not after & before
         assert {row.status for row in rows if not row.is_face} == {"no face"}
 
     def test_two_faces_keep_their_tracks_when_they_change_sides(
