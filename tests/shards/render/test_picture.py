@@ -74,12 +74,17 @@ def test_colour_alone_is_the_same_colour(heads: list[Head], resting: list[Pictur
 @pytest.mark.parametrize("size", [64, 112])
 def test_faces_are_aligned_at_every_turn(yaw: float, size: int, heads: list[Head]) -> None:
     target = template_points(size, DEFAULT_MARGIN)
-    for head in heads[:4]:
+    worst = []
+    for head in heads:
         picture = render(head, Frame(pose=Pose(yaw=yaw, roll=0.2)), Scene(), View(size), color_only=True)
         error = picture.landmarks - target
-        # A least squares fit: no shift is left, and turning away leaves a nose off by a seventh of the frame.
+        # A least squares fit: no shift is left.
         np.testing.assert_allclose(error.mean(axis=0), 0, atol=1e-3)
-        assert np.abs(error).max() < size / 7
+        worst.append(np.abs(error).max())
+    # Turning away leaves the nose off: by an eighth of the frame, of one short face in eight by a bit more.
+    assert np.sort(worst)[-2] < size / 8
+    assert np.median(worst) < size / 10
+    assert max(worst) < size / 7
 
 
 def test_similarity_is_found_back() -> None:
