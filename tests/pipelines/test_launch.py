@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import loop
+from pipelines.__main__ import main
 from pipelines.config import ConfigError, TrainConfig
 from pipelines.processes import stop_requests
 from tests.pipelines.launched import (
@@ -121,36 +123,60 @@ def test_two_processes_follow_the_losses_of_one(uninterrupted: dict[str, Launche
     assert len(set(one.values())) == STEPS
 
 
-@pytest.mark.e2e
-def test_a_stopped_run_has_saved_and_goes_on_to_the_same_weights(
-    folder: Path, uninterrupted: dict[str, Launched], interrupted: list[Launched]
-) -> None:
+@pytest.fixture(scope="session")
+def stopped(folder: Path) -> Iterator[dict[str, Launched]]:
     """SIGTERM to the launcher: torchrun passes it on; for accelerate's child the kernel does.
 
     The run of two processes has loader workers, to which torchrun passes it on as well.
     """
-    stopped = {
+    runs = {
         "two": Launched(folder, "two-stopped", TWO, ["data.num_workers=1"]),
         "accelerate": Launched(folder, "accelerate-stopped", ONE_BY_ACCELERATE),
     }
-    interrupted += stopped.values()
-    for run in stopped.values():  # one after the other: the quicker one must not end before it is stopped
-        run.start()
-        run.wait_for_steps(5)
-        run.process.send_signal(signal.SIGTERM)
-    saved = {}
+    try:
+        for run in runs.values():  # one after the other: the quicker one must not end before it is stopped
+            run.start()
+            run.wait_for_steps(5)
+            run.process.send_signal(signal.SIGTERM)
+        for run in runs.values():
+            assert run.wait() != 0
+        shutil.copytree(runs["two"].run, folder / "fewer")
+        yield runs
+    finally:
+        for run in runs.values():
+            run.kill()
+
+
+@pytest.mark.e2e
+def test_a_stopped_run_has_saved_and_goes_on_to_the_same_weights(
+    uninterrupted: dict[str, Launched], stopped: dict[str, Launched]
+) -> None:
+    saved = {name: run.saved_step() for name, run in stopped.items()}
     for name, run in stopped.items():
-        assert run.wait() != 0
-        saved[name] = run.saved_step()
         assert f"stopped at step {saved[name]}, saved" in run.log()
         assert 5 <= saved[name] < STEPS
-    for run in stopped.values():
         run.start()
     for name, run in stopped.items():
         assert run.wait() == 0, run.log()
         assert f"going on from step {saved[name]}" in run.log()
         assert run.encoder() == uninterrupted[name].encoder()
         assert losses(run.run) == losses(uninterrupted[name].run)
+
+
+@pytest.mark.e2e
+def test_a_run_goes_on_with_another_number_of_processes(
+    folder: Path,
+    uninterrupted: dict[str, Launched],
+    stopped: dict[str, Launched],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder)
+    before = losses(folder / "fewer")
+    assert 5 <= len(before) < STEPS
+    assert main(["pretrain", "tiny.yaml", "run=fewer"]) == 0
+    assert losses(folder / "fewer") == pytest.approx(losses(uninterrupted["plain"].run), rel=0, abs=1e-5)
+    starts = json.loads((folder / "fewer" / "run.json").read_text())["starts"]
+    assert [(start["world_size"], start["step"]) for start in starts] == [(2, 0), (1, len(before))]
 
 
 def program(folder: Path, name: str, patch: str) -> str:
@@ -163,6 +189,7 @@ def program(folder: Path, name: str, patch: str) -> str:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_a_run_that_is_killed_in_its_last_evaluation_is_finished_by_the_same_command(
     folder: Path, uninterrupted: dict[str, Launched], interrupted: list[Launched]
 ) -> None:
@@ -187,33 +214,13 @@ def test_a_run_that_is_killed_in_its_last_evaluation_is_finished_by_the_same_com
 
 
 @pytest.mark.e2e
-def test_a_run_goes_on_with_another_number_of_processes(
-    folder: Path, uninterrupted: dict[str, Launched], interrupted: list[Launched]
-) -> None:
-    run = Launched(folder, "fewer", TWO).start()
-    interrupted.append(run)
-    run.wait_for_steps(5)
-    run.process.send_signal(signal.SIGTERM)
-    assert run.wait() != 0
-    saved = run.saved_step()
-    alone = Launched(folder, "fewer", PYTHON).start()
-    interrupted.append(alone)
-    assert alone.wait() == 0, alone.log()
-    assert f"going on from step {saved}" in alone.log()
-    assert losses(alone.run) == pytest.approx(losses(uninterrupted["plain"].run), rel=0, abs=1e-5)
-    starts = json.loads((alone.run / "run.json").read_text())["starts"]
-    assert [(start["world_size"], start["step"]) for start in starts] == [(2, 0), (1, saved)]
-
-
-@pytest.mark.e2e
 def test_where_one_process_cannot_read_the_checkpoint_all_end_and_nothing_is_moved(
-    folder: Path, interrupted: list[Launched]
+    folder: Path, interrupted: list[Launched], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each with a checkpoint of its own they would train a mixture, or wait for each other for ever."""
+    monkeypatch.chdir(folder)
     settings = ["train.epochs=2", "train.stop_at_step=4", "train.save_every=2"]
-    first = Launched(folder, "unreadable", PYTHON, settings).start()
-    interrupted.append(first)
-    assert first.wait() == 0, first.log()
+    assert main(["pretrain", "tiny.yaml", "run=unreadable", *settings]) == 0
     patch = (
         "if os.environ['RANK'] == '1':\n"
         "    from pipelines import checkpoint\n"
@@ -230,9 +237,8 @@ def test_where_one_process_cannot_read_the_checkpoint_all_end_and_nothing_is_mov
     assert "faceprior: process 1 of 2: " in second.log()
     saved = sorted(path.name for path in (second.run / "checkpoints").glob("*step-*"))
     assert saved == ["step-00000002", "step-00000004"]
-    third = Launched(folder, "unreadable", TWO, ["train.epochs=2"]).start()
-    interrupted.append(third)
-    assert third.wait() == 0 and "going on from step 4" in third.log()
+    assert main(["pretrain", "tiny.yaml", "run=unreadable", "train.epochs=2"]) == 0
+    assert sorted(losses(second.run)) == list(range(1, 21))
 
 
 @pytest.mark.e2e

@@ -239,8 +239,7 @@ def test_no_room_for_a_checkpoint_is_one_message_and_loses_nothing(smooth: Path,
         f"data.shards={smooth}",
         "run=r",
     ]
-    small = [*words, "train.stop_at_step=2"]
-    assert subprocess.run(small, cwd=tmp_path, env=environment(), capture_output=True).returncode == 0
+    assert main([*words[len(PYTHON) + 2 :], "train.stop_at_step=2"]) == 0
     refused = subprocess.run(
         words, cwd=tmp_path, env=environment(), capture_output=True, text=True, preexec_fn=limit
     )
