@@ -80,7 +80,9 @@ class RunDir:
                     f"{self.path}: this run was started with other settings ({listing}). "
                     "Go on with the old ones, or start another run with run=DIR"
                 )
-        write_atomic(saved, to_yaml(config).encode())
+        text = to_yaml(config).encode()
+        if not saved.exists() or saved.read_bytes() != text:  # a finished run that is asked for again stays
+            write_atomic(saved, text)
 
     def _saved_config(self, path: Path) -> RunConfig:
         try:

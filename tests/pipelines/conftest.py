@@ -37,6 +37,13 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def no_reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report takes longer than the trainings of most tests; one that looks at it is marked `reports`."""
+    if request.node.get_closest_marker("reports") is None:
+        monkeypatch.setattr("pipelines.report.write_report", lambda runs: runs[0] / "report.html")
+
+
+@pytest.fixture(autouse=True)
 def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs write runs/<task>/latest below the working directory."""
     monkeypatch.chdir(tmp_path)

@@ -34,6 +34,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.reports
 def test_a_folder_becomes_shards_and_the_shards_a_run(pictures: Path, tmp_path: Path) -> None:
     out = tmp_path / "set"
     assert (
@@ -99,6 +100,7 @@ def test_what_was_found_and_passed_over_is_said(
     assert "already made; build.again=true" in capsys.readouterr().err
 
 
+@pytest.mark.reports
 @pytest.mark.parametrize(
     ("words", "named"),
     [

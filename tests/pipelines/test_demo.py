@@ -46,6 +46,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("few_resamples")
 def test_all_stages_run_once_and_one_page_shows_them(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -59,11 +60,14 @@ def test_all_stages_run_once_and_one_page_shows_them(
     page = PAGE.read_text()
     assert all("/".join(run.parts[-3:]) in page for run in runs if run)
     assert "Runs compared" not in page
-    models = {path: path.stat().st_mtime_ns for path in RUNS.rglob("*.safetensors")}
-    assert len(models) >= len(STAGES)
+    made = {path: path.stat().st_mtime_ns for path in RUNS.rglob("*") if path.is_file()}
+    assert len([path for path in made if path.suffix == ".safetensors"]) >= len(STAGES) and PAGE in made
     assert run_demo([]) == 0
     assert capsys.readouterr().out.count("finished before") == len(STAGES)
-    assert {path: path.stat().st_mtime_ns for path in RUNS.rglob("*.safetensors")} == models
+    assert {path: path.stat().st_mtime_ns for path in RUNS.rglob("*") if path.is_file()} == made
+    (RUNS / "mtl" / "mtl_demo" / "predictions" / "val.csv").touch()
+    assert run_demo([]) == 0
+    assert PAGE.stat().st_mtime_ns > made[PAGE]
 
 
 def test_on_faces_of_ones_own_there_are_no_clips_to_learn_from(

@@ -102,11 +102,6 @@ def report_of_mtl_alone(runs: Sequence[Path]) -> Path:
     return write_report(runs) if runs[0].parent.name == "mtl" else runs[0] / "report.html"
 
 
-@pytest.fixture(autouse=True)
-def few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.report.write_report", report_of_mtl_alone)
-
-
 @pytest.fixture(scope="module")
 def made(smooth: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     """`faceprior finetune mtl` where there is nothing yet; the default faces are the smooth pictures here."""

@@ -124,7 +124,6 @@ def test_only_folds_of_one_cross_validation_are_pooled() -> None:
 def test_runs_of_two_folds_are_scored_one_by_one_and_together(
     clips: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("pipelines.report.write_report", lambda runs: runs[0] / "report.html")
     monkeypatch.setattr("pipelines.clip_views.save_clip_views", lambda *_, **__: None)
     small = ["mran.encoder=conv", "init=", "train.epochs=0.2", "eval.every=99", f"data.shards={clips}"]
     for number in (1, 2):

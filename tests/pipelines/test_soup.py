@@ -57,6 +57,7 @@ def beside_the_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs)
 
 
+@pytest.mark.reports
 def test_all_weights_are_the_means_and_the_soup_is_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,6 +36,7 @@ def killed(*_: Any, **__: Any) -> None:
     raise KilledError
 
 
+@pytest.mark.reports
 @pytest.mark.parametrize("where", ["evaluation", "publishing", "nothing left"])
 def test_a_run_that_ended_before_its_end_is_finished_without_reading_data(
     smooth: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
