@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+LOOKS = (1, 2, 10)
+"""How often a face may be looked at, to average what is said of it; see `finetune.outputs`."""
+
 
 @dataclass(frozen=True)
 class HeadConfig:

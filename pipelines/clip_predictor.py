@@ -78,10 +78,12 @@ class ClipPredictor:
         """
         Raises:
             DataError: its faces were aligned to a template that is not known.
-            ConfigError: a device that is not there, or a model that reads single pictures.
+            ConfigError: a device that is not there, a model that reads single pictures, or several looks.
         """
         if loaded.spec.kind != "mran":
             raise ConfigError(f"a model of kind {loaded.spec.kind} reads single pictures: use FacePredictor")
+        if config.looks not in (None, 1):
+            raise ConfigError(f"looks={config.looks}: a model that reads video looks at each frame once")
         self.config = config
         self.spec = loaded.spec
         self.rendered = bool(loaded.facts.get("rendered"))

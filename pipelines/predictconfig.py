@@ -6,6 +6,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune.config import LOOKS
 from pipelines.config import ConfigError
 
 
@@ -23,6 +24,8 @@ class PredictConfig:
         min_confidence: of a detection, in [0, 1]; None = as in training.
         detect_side: pictures are shrunk to this longer side for the search; None = as in training. Faces
             smaller than 20 of those pixels are not found.
+        looks: at each face, whose outputs are averaged: 1, 2 (mirrored too) or 10 (and moved a little, five
+            places); None = 10 in pictures, 1 in videos.
         picture_seconds: of a video, one annotated picture for so many seconds.
         device: "cpu", "cuda", …; "" = a GPU if there is one.
         quiet: no progress bar.
@@ -34,6 +37,7 @@ class PredictConfig:
     faces: str = "all"
     min_confidence: float | None = None
     detect_side: int | None = None
+    looks: int | None = None
     picture_seconds: float = 1.0
     device: str = ""
     quiet: bool = False
@@ -42,6 +46,8 @@ class PredictConfig:
         for name in ("batch_size", "every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}: must be at least 1")
+        if self.looks not in (None, *LOOKS):
+            raise ConfigError(f"looks={self.looks}: use {', '.join(map(str, LOOKS))}")
         for name, allowed in (("align", ("auto", "none")), ("faces", ("all", "largest"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}={getattr(self, name)!r}: use {' or '.join(allowed)}")
@@ -104,6 +110,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="longer side that pictures are shrunk to for the search (as in training: 512 if nothing else "
         "was said); more finds smaller faces: they need 20 of these pixels",
+    )
+    parser.add_argument(
+        "--looks",
+        type=int,
+        choices=LOOKS,
+        default=None,
+        help="at each face, whose outputs are averaged: 1 = as it is, 2 = mirrored too, 10 = and moved a "
+        "little, five places (10 in pictures, 1 in videos)",
     )
     parser.add_argument("--device", default="", help="cpu, cuda, … (a GPU if there is one)")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from finetune.outputs import outputs_of
+from finetune.outputs import averaged_outputs
 from pipelines.config import ConfigError
 from pipelines.facetable import NO_FACE, UNREADABLE, FaceColumns, FacePrediction
 from pipelines.models import LoadedModel
@@ -139,9 +140,15 @@ class FacePredictor:
 
     def __call__(self, frames: Sequence[MediaFrame]) -> Iterator[FramePrediction]:
         """Yields what is said of each frame, in order; a video's frames must come in order too."""
-        alignments = self._find(frames)
-        scores = iter(self._scores([face.image for found in alignments for face in found.faces]))
-        for frame, found in zip(frames, alignments):
+        found_in = zip(frames, self._find(frames), strict=True)
+        for in_video, some in groupby(found_in, key=lambda pair: pair[0].frame is not None):
+            yield from self._predicted(list(some), self.config.looks or (1 if in_video else 10))
+
+    def _predicted(
+        self, found_in: Sequence[tuple[MediaFrame, Alignment]], looks: int
+    ) -> Iterator[FramePrediction]:
+        scores = self._scores([face.image for _, found in found_in for face in found.faces], looks)
+        for frame, found in found_in:
             place = FacePrediction(frame.file, frame.frame, frame.seconds)
             faces = tuple(face.image for face in found.faces)
             rows = [
@@ -151,7 +158,7 @@ class FacePredictor:
             yield FramePrediction(frame, tuple(rows or [replace(place, status=found.reason)]), faces)
 
     @torch.inference_mode()
-    def _scores(self, faces: Sequence[NDArray[np.uint8]]) -> Iterator[dict[str, Any]]:
+    def _scores(self, faces: Sequence[NDArray[np.uint8]], looks: int) -> Iterator[dict[str, Any]]:
         """The part of a row that the model makes, for each aligned face."""
         size = self.spec.image_size
         for start in range(0, len(faces), self.config.batch_size):
@@ -159,7 +166,7 @@ class FacePredictor:
             images = torch.stack(
                 [fit(torch.from_numpy(np.array(face)).permute(2, 0, 1), size) for face in part]
             )
-            out = outputs_of(self._model, images.to(self._device))
+            out = averaged_outputs(self._model, images.to(self._device), looks)
             expr, au, va = (None if values is None else values.double().cpu().tolist() for values in out)
             for number in range(len(part)):
                 scores: dict[str, Any] = {}

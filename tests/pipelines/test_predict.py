@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from finetune.outputs import outputs_of
+from finetune.outputs import averaged_outputs, outputs_of
 from pipelines.__main__ import main
 from pipelines.checkpoint import CheckpointError, write_tensors
 from pipelines.config import ConfigError
@@ -36,10 +36,11 @@ from shards.render.picture import View, render
 from shards.render.scene import draw_frame, draw_scene
 from shards.sources.media import Media, MediaFrame
 from shards.template import TEMPLATE
+from shards.transforms import fit
 from tests.shards.sources.test_video import write_video
 
 Picture = NDArray[np.uint8]
-QUIET = PredictConfig(batch_size=4, device="cpu", quiet=True)
+QUIET = PredictConfig(batch_size=4, looks=1, device="cpu", quiet=True)
 ENCODER = EncoderConfig("vit_tiny_patch16_224", (32, 32), (8, 8), embed_dim=32, depth=2, num_heads=2)
 PLACE = ["file", "frame", "time_s", "face", "track", "x0", "y0", "x1", "y1"]
 PLACE += ["detection", "status", "expression"]
@@ -129,6 +130,25 @@ def test_a_row_says_what_the_model_says_of_the_aligned_face(emma: Path, folder: 
     assert list(record.expr_probs.values()) == pytest.approx(out.expr.softmax(1)[0].tolist(), abs=1e-5)
     assert list(record.au_probs.values()) == pytest.approx(out.au.sigmoid()[0].tolist(), abs=1e-5)
     assert (record.valence, record.arousal) == pytest.approx(out.va.clamp(-1, 1)[0].tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("looks", "of_video", "expected"), [(None, False, 10), (None, True, 1), (2, True, 2)]
+)
+def test_a_face_in_a_picture_is_looked_at_ten_times_and_one_in_a_video_once(
+    emma: Path, looks: int | None, of_video: bool, expected: int
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    frame = MediaFrame("face", 3 if of_video else None, picture=picture)
+    config = PredictConfig(looks=looks, align="none", device="cpu", quiet=True)
+    [found] = FacePredictor(load_model(emma), config)([frame])
+    image = fit(torch.from_numpy(found.faces[0].copy()).permute(2, 0, 1), (32, 32))[None]
+    with torch.inference_mode():
+        out = averaged_outputs(load_model(emma).model, image, expected)
+        once = averaged_outputs(load_model(emma).model, image)
+    assert out.va is not None and once.va is not None
+    assert (found.rows[0].valence, found.rows[0].arousal) == pytest.approx(out.va[0].tolist(), abs=1e-6)
+    assert expected == 1 or abs(float(out.va[0, 0] - once.va[0, 0])) > 1e-5
 
 
 def test_batches_do_not_change_what_is_said(emma: Path, folder: Path) -> None:
