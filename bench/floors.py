@@ -8,7 +8,9 @@ val and test, people that none of them learned from: expression accuracy and mac
 CCC, with 95 % intervals over people. FOLDER holds pictures of neutral and smiling people and labels.csv
 (image, expression; for a folder without one, `bench/smiles/NAME.csv`): they are found and cut out as the
 training faces were, and two more columns for each folder say how well predicted valence, and the scores
-happiness − neutral, tell smiling from neutral people (area under the ROC curve).
+happiness − neutral, tell smiling from neutral people (area under the ROC curve). A finetuned RUN looks at
+these pictures ten times, as `predict` does, and at the held-out faces once, as `evaluate`; methods without a
+network look once.
 """
 
 from __future__ import annotations
@@ -27,9 +29,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from finetune.metrics import accuracy, bootstrap, ccc, macro_f1
-from finetune.outputs import outputs_of
-from pipelines.checkpoint import load_encoder
+from finetune.outputs import averaged_outputs
 from pipelines.data import make_default
+from pipelines.checkpoint import load_encoder
 from pipelines.evaluation import run_config
 from pipelines.models import load_model
 from pipelines.predictconfig import PredictConfig
@@ -189,7 +191,8 @@ def methods(runs: Sequence[Path], faces: Faces) -> Iterator[tuple[str, Outputs, 
         found = [Outputs(expr, va) for expr, va in zip(exprs, vas, strict=True)]
         yield name, found[0], dict(zip(faces.smiles, found[1:], strict=True))
     for run in finetuned:
-        found = [_run_outputs(run, part.images) for part in others]
+        held_out, *smiles = others
+        found = [_run_outputs(run, held_out.images, 1), *(_run_outputs(run, s.images, 10) for s in smiles)]
         yield str(run), found[0], dict(zip(faces.smiles, found[1:], strict=True))
 
 
@@ -202,11 +205,11 @@ def _unlabelled(images: Tensor) -> ProbeSet:
 
 
 @torch.inference_mode()
-def _run_outputs(run: Path, images: Tensor) -> Outputs:
+def _run_outputs(run: Path, images: Tensor, looks: int) -> Outputs:
     loaded = load_model(run)
     model, size = loaded.model.eval(), loaded.spec.image_size
     parts = [
-        outputs_of(model, torch.stack([fit(image, size) for image in some]))
+        averaged_outputs(model, torch.stack([fit(image, size) for image in some]), looks)
         for some in torch.split(images, 64)
     ]
     return Outputs(_joined([part.expr_probs for part in parts]), _joined([part.va for part in parts]))

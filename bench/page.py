@@ -12,6 +12,7 @@ from bench.measure import RESULTS
 PAGE = Path("docs/benchmarks.md")
 _STATES = {True: "reached", False: "**not reached**", None: ""}
 _UNMEASURED = "not measured"
+_TRIED = Path(__file__).with_name("tried.md")  # written by hand
 
 
 def write_page(benchmarks: Mapping[str, str], page: Path = PAGE, results: Path = RESULTS) -> Path:
@@ -36,6 +37,7 @@ def write_page(benchmarks: Mapping[str, str], page: Path = PAGE, results: Path =
         }
         if records:
             lines += ["", *_device(records, benchmarks)]
+    lines += ["", _TRIED.read_text().rstrip()]
     page.write_text("\n".join(lines) + "\n")
     return page
 

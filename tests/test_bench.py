@@ -47,3 +47,4 @@ def test_the_page_has_a_line_for_each_row_and_says_what_was_not_measured(tmp_pat
     assert "| decode | 1,800/s | PIL 700/s | 2.50 (2.10–2.90) | 1,700/s | reached |" in text
     assert "| train \\| GPU | not measured: needs a CUDA device |  |  | 45 % |  |" in text
     assert "| 2 × | **not reached** |" in text and "* **decode**: half is decoding" in text
+    assert "what was predicted, tried and measured" in text
