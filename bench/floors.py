@@ -30,8 +30,8 @@ from torch.nn import functional as F
 
 from finetune.metrics import accuracy, bootstrap, ccc, macro_f1
 from finetune.outputs import averaged_outputs
-from pipelines.data import make_default
 from pipelines.checkpoint import load_encoder
+from pipelines.data import make_default
 from pipelines.evaluation import run_config
 from pipelines.models import load_model
 from pipelines.predictconfig import PredictConfig
