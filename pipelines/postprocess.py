@@ -9,7 +9,6 @@ together, rises. Filter and delay go by frame number within a recording; bias an
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -22,13 +21,12 @@ from numpy.typing import NDArray
 from finetune.metrics import ccc
 from pipelines.predictions import Predictions, named_split
 from pipelines.smoothing import median_filter, videos_of
-from shards.files import clear_disk_errors, write_atomic
+from pipelines.tunedfile import Kind, damaged, read_tuned, write_tuned
 from shards.labels import DataError
 
-FORMAT = "faceprior-postprocess"
-VERSION = 1
 OUTPUTS = ("valence", "arousal")
 
+_KIND = Kind("post-processing", "faceprior-postprocess", 1)
 _MEDIANS = (3, 5, 9, 15, 25, 41, 65, 101, 161, 251, 401)
 _MAX_DELAY = 300  # frames: 10 s at 30 frames a second
 _DELAY_SHARE = 4  # and no more than this part of the longest recording: most of one would be held values
@@ -174,10 +172,7 @@ def save_chain(chain: Chain, path: Path) -> None:
     Raises:
         DataError: the disk is full or cannot be written.
     """
-    data = {"format": FORMAT, "version": VERSION, **asdict(chain)}
-    with clear_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())
+    write_tuned(path, _KIND, asdict(chain))
 
 
 def load_chain(path: Path) -> Chain:
@@ -186,14 +181,7 @@ def load_chain(path: Path) -> Chain:
     Raises:
         DataError: not to be read, another format or version, a field missing or of the wrong type.
     """
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the post-processing ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error}); tune again") from error
-    if not isinstance(data, dict) or (data.get("format"), data.get("version")) != (FORMAT, VERSION):
-        raise DataError(f"{path}: not post-processing of {FORMAT}, version {VERSION}; tune again")
+    data = read_tuned(path, _KIND)
     try:
         steps = [Steps(**data[output]) for output in OUTPUTS]
         split, data_hash = data["split"], data["data_hash"]
@@ -201,7 +189,7 @@ def load_chain(path: Path) -> Chain:
             raise TypeError("split or data_hash")
         return Chain(steps[0], steps[1], split, data_hash, tuple(Tried(**row) for row in data["tried"]))
     except (KeyError, TypeError, DataError) as error:
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); tune again") from error
+        raise damaged(path, error) from error
 
 
 class _Fit:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.predictions import Predictions, named_split
-from shards.files import clear_disk_errors, write_atomic
+from pipelines.tunedfile import Kind, damaged, read_tuned, write_tuned
 from shards.labels import DataError
 
-FORMAT = "faceprior-au-thresholds"
-VERSION = 1
 DEFAULT = 0.5
+_KIND = Kind("thresholds", "faceprior-au-thresholds", 1)
 
 
 @dataclass(frozen=True)
@@ -136,10 +134,7 @@ def save_thresholds(thresholds: Thresholds, path: Path) -> None:
     Raises:
         DataError: the disk is full or cannot be written.
     """
-    data = {"format": FORMAT, "version": VERSION, **asdict(thresholds)}
-    with clear_disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(data, indent=1) + "\n").encode())
+    write_tuned(path, _KIND, asdict(thresholds))
 
 
 def load_thresholds(path: Path) -> Thresholds:
@@ -148,14 +143,7 @@ def load_thresholds(path: Path) -> Thresholds:
     Raises:
         DataError: not to be read, another format or version, a field missing or of the wrong type.
     """
-    try:
-        data = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the thresholds ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not JSON ({error})") from error
-    if not isinstance(data, dict) or (data.get("format"), data.get("version")) != (FORMAT, VERSION):
-        raise DataError(f"{path}: not thresholds of {FORMAT}, version {VERSION}; tune them again")
+    data = read_tuned(path, _KIND)
     try:
         units = tuple(UnitThreshold(**unit) for unit in data["units"])
         for unit in units:
@@ -164,7 +152,7 @@ def load_thresholds(path: Path) -> Thresholds:
         if not units or not isinstance(split, str) or not isinstance(data_hash, str):
             raise TypeError("units, split or data_hash")
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); tune them again") from error
+        raise damaged(path, error) from error
     return Thresholds(units, split, data_hash)
 
 
