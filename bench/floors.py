@@ -110,7 +110,13 @@ def hog(images: Tensor, cell: int = 8, orientations: int = 9) -> Tensor:
 
 
 def load_faces(shards: str, smiles: Sequence[Path] = ()) -> Faces:
-    """All labelled faces, in memory."""
+    """All labelled faces, in memory.
+
+    Raises:
+        DataError: two folders of one name, which would be one column.
+    """
+    if len({folder.name for folder in smiles}) < len(smiles):
+        raise DataError("two folders of smiles have the same name: give one of them another")
     held_out = [open_shards(shards, split) for split in ("val", "test")]
     parts = [load_probe_set(part, 10**6, _SIZE) for part in held_out]
     joined = ProbeSet(
