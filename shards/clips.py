@@ -58,9 +58,8 @@ class ClipBatch:
         keys: the clips' keys; an evaluation has several windows of one clip.
         groups: the recordings they are of (the key where the clip does not say).
         images: modality -> pictures. color: (B, T, 3, H, W) uint8 RGB. depth: (B, T, 1, H, W) float32 in
-            [−3, 3], see
-            `planes.depth_units`. thermal: (B, T, 1, H, W) float32 in [−1, 1], see `planes.thermal_units`. All
-            zeros where not `valid`.
+            [−3, 3], see `planes.depth_units`. thermal: (B, T, 1, H, W) float32 in [−2.5, 2.5], see
+            `planes.thermal_units`. All zeros where not `valid`.
         valid: modality -> (B, T) bool, True where there is a picture.
         va: (B, T, 2) float32, valence and arousal in [−1, 1]; va_valid: (B, T, 2) bool. Where not valid 0.
         frames: (B, T) int64, number in its recording of the frame that the label belongs to (with a lag, that

@@ -19,8 +19,14 @@ DEPTH_UNIT_MM = 100.0
 DEPTH_LIMIT = 3.0
 """Depths are clipped to ± this many units: behind it is background."""
 
-THERMAL_RANGE_C = (20.0, 40.0)
-"""Degrees Celsius that become −1 and 1; what is colder or warmer is clipped."""
+SKIN_C = 34.0
+"""Temperature that becomes 0, and what is missing with it: about that of a face."""
+
+THERMAL_UNIT_C = 2.0
+"""A temperature of 1 is this much warmer: faces differ by a degree, and a nose cools by one or two."""
+
+THERMAL_LIMIT = 2.5
+"""Temperatures are clipped to ± this many units, 29 to 39 °C: what is colder is background."""
 
 
 def face_depth(planes: Sequence[UInt16]) -> float:
@@ -60,7 +66,7 @@ def depth_units(plane: UInt16, face: float) -> NDArray[np.float32]:
 
 
 def thermal_units(plane: UInt16) -> NDArray[np.float32]:
-    """Temperature on a fixed scale: 20 °C is −1, 40 °C is 1, beyond it is clipped; missing is 0.
+    """Temperature on a fixed scale: 34 °C is 0, 2 °C are 1, clipped to ± 2.5 (29 to 39 °C); missing is 0.
 
     Args:
         plane: (H, W) uint16 centi-kelvin, 0 = missing.
@@ -68,6 +74,6 @@ def thermal_units(plane: UInt16) -> NDArray[np.float32]:
     Returns:
         (H, W) float32.
     """
-    low, high = (100 * value + ZERO_CELSIUS_CK for value in THERMAL_RANGE_C)
-    units = np.clip((plane.astype(np.float32) - (low + high) / 2) / ((high - low) / 2), -1, 1)
+    celsius = (plane.astype(np.float32) - ZERO_CELSIUS_CK) / 100
+    units = np.clip((celsius - SKIN_C) / THERMAL_UNIT_C, -THERMAL_LIMIT, THERMAL_LIMIT)
     return np.asarray(units * (plane > 0), np.float32)

@@ -94,7 +94,7 @@ def depth(number: int, frame: int) -> np.ndarray:
 
 def thermal(number: int, frame: int) -> np.ndarray:
     """(THERMAL_SIZE, THERMAL_SIZE) centi-kelvin, warmer towards the right, with a pixel missing."""
-    plane = np.tile(np.linspace(30000, 30800, THERMAL_SIZE), (THERMAL_SIZE, 1)) + number + frame
+    plane = np.tile(np.linspace(30300, 31100, THERMAL_SIZE), (THERMAL_SIZE, 1)) + number + frame
     plane = plane.astype(np.uint16)
     plane[0, 0] = 0
     return plane

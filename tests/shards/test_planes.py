@@ -25,9 +25,9 @@ def test_the_face_is_what_lies_in_the_middle_of_all_frames() -> None:
 
 
 def test_heat_has_one_window_for_all() -> None:
-    celsius = np.array([[20, 30, 35, 40, 45, 10]])
+    celsius = np.array([[20, 30, 34, 36, 45, 10]])
     plane = (100 * celsius + 27315).astype(np.uint16)
-    np.testing.assert_allclose(thermal_units(plane), [[-1, 0, 0.5, 1, 1, -1]], atol=1e-6)
+    np.testing.assert_allclose(thermal_units(plane), [[-2.5, -2, 0, 1, 2.5, -2.5]], atol=1e-5)
     assert thermal_units(np.zeros((2, 2), np.uint16)).tolist() == [[0, 0], [0, 0]]
     warmer = np.append(plane, [[31500]], axis=1).astype(np.uint16)
     np.testing.assert_array_equal(thermal_units(warmer)[:, :6], thermal_units(plane))
