@@ -108,7 +108,7 @@ _NAMES = {
     "val_mean_face": "the same, predicting the mean face",
     "val_pixel_mse": "held-out masked error in pixels, squared, of [0, 1]",
     "faces_found": "pasted faces in which MTCNN finds a face",
-    "faces_shown": "pasted faces looked at",
+    "faces_sought": "pasted faces looked at",
 }
 
 

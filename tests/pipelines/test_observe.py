@@ -27,7 +27,7 @@ def test_pictures_and_probes_of_each_evaluation(smooth: Path, tmp_path: Path) ->
     rows = [row for row in metrics(tmp_path / "run") if row["kind"] == "eval"]
     assert [row["step"] for row in rows] == [4, 6]
     for row in rows:
-        assert row["faces_shown"] == 3 and 0 <= row["faces_found"] <= 3
+        assert row["faces_sought"] == 15 and 0 <= row["faces_found"] <= 15
         for kind in ("position", "mean", "cls", "random.position", "pixels"):
             assert 0 <= row[f"probe.{kind}.ridge_expr"] <= 1 and 0 <= row[f"probe.{kind}.knn_expr"] <= 1
     reference = "probe.random.position.ridge_expr"
