@@ -189,7 +189,6 @@ def program(folder: Path, name: str, patch: str) -> str:
 
 
 @pytest.mark.e2e
-@pytest.mark.slow
 def test_a_run_that_is_killed_in_its_last_evaluation_is_finished_by_the_same_command(
     folder: Path, uninterrupted: dict[str, Launched], interrupted: list[Launched]
 ) -> None:
