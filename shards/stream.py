@@ -10,6 +10,7 @@ the same draws and the same loader.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,6 +52,9 @@ Sample = TypeVar("Sample")
 SomeBatch = TypeVar("SomeBatch")
 Stage = Callable[..., Iterator[Any]]
 """Takes what the stage before it yields; the first takes nothing."""
+
+_DEATH_NOTICE = 5.0
+"""Seconds; the signal takes milliseconds and ends the wait."""
 
 
 class Labels(NamedTuple):
@@ -263,9 +267,16 @@ def _fit(sample: FaceSample, size: tuple[int, int]) -> FaceSample:
 
 
 def _plain_errors(batches: Iterator[SomeBatch]) -> Iterator[SomeBatch]:
-    """Passes batches on; of an error in a loader process only its message, not that process's traceback."""
+    """Passes batches on; of an error in a loader process only its message, not that process's traceback.
+
+    A batch's memory is fetched from the process that made it. Where that one dies just then, the connection
+    breaks a moment before the kernel's signal has torch raise the error that names it: that one is awaited.
+    """
     try:
         yield from batches
+    except (EOFError, ConnectionError):
+        time.sleep(_DEATH_NOTICE)
+        raise
     except DataError as error:
         lines = str(error).strip().splitlines()
         if len(lines) < 2:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing.connection
+import os
+import signal
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -148,6 +152,18 @@ def test_workers_can_be_started_anew_as_well_as_forked(smooth: Path, monkeypatch
     ]
     for one, other in zip(made, anew):
         assert one.keys == other.keys and torch.equal(one.images, other.images)
+
+
+def _dies_as_its_batch_is_fetched() -> Iterator[torch.Tensor]:
+    """In a loader process: who asks for the memory of its batch finds it dead."""
+    vars(multiprocessing.connection)["deliver_challenge"] = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    while True:
+        yield torch.zeros(3)
+
+
+def test_a_loader_process_that_dies_while_it_hands_over_is_named() -> None:
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid.* (is killed|exited)"):
+        next(stream.load([_dies_as_its_batch_is_fetched], num_workers=1))
 
 
 def test_clips_are_refused_at_the_door(tmp_path: Path) -> None:
