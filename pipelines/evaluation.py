@@ -14,7 +14,8 @@ from pipelines.finetuning import build_task
 from pipelines.folds import check_folds, pool
 from pipelines.loop import build_accelerator
 from pipelines.models import ModelSpec, load_model
-from pipelines.predictions import Predictions, read_csv
+from pipelines.predictions import Predictions
+from pipelines.predictions_csv import read_csv, write_csv
 from pipelines.processes import Processes
 from pipelines.scores import Scores, as_text, is_labelled, score
 from pipelines.smoothing import smooth
@@ -148,7 +149,7 @@ def evaluate(
     if not predictor.processes.is_main:
         return None
     predictions = predictor.predictions(columns)
-    predictions.write_csv(run / "predictions" / f"{split}.csv")
+    write_csv(predictions, run / "predictions" / f"{split}.csv")
     if tune_here:
         print("\n".join(tune(run, predictions)))
     if not is_labelled(predictions):
@@ -223,7 +224,7 @@ def ensemble(paths: Sequence[Path], out: Path, weights: str = "", tune_in: Path 
     except ValueError as error:
         raise ConfigError(f"--weights {weights!r}: give numbers, as in 1,2,1") from error
     joined = mean_predictions([read_csv(path) for path in paths], numbers)
-    joined.write_csv(out)
+    write_csv(joined, out)
     print(f"{out}: mean of {len(paths)}")
     if tune_in is not None:
         with clear_disk_errors(tune_in):

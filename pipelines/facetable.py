@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config import ConfigError
-from pipelines.predictions import guarded
+from pipelines.predictions_csv import guarded
 from shards.files import clear_disk_errors, fsync_folder
 
 OK, NO_FACE, UNREADABLE = "ok", "no face", "unreadable"

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from pipelines.clip_charts import recording_curves
 from pipelines.postprocess import apply_chain, is_fitted_on, load_chain
-from pipelines.predictions import Predictions, read_csv
+from pipelines.predictions import Predictions
+from pipelines.predictions_csv import read_csv
 from pipelines.scores import Estimate, Scores, compare, is_labelled, is_video, score
 from pipelines.tuning import POSTPROCESS
 from shards.labels import DataError

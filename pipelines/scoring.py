@@ -13,6 +13,7 @@ from pipelines.mistakes import may_be_shown, mistakes_picture
 from pipelines.models import ModelSpec
 from pipelines.pictures import save_picture
 from pipelines.predictions import Predictions
+from pipelines.predictions_csv import write_csv
 from pipelines.split_predictor import SplitPredictor, model_columns, to_predictions
 from pipelines.stage import Context, loader_workers
 from pretrain.task import Task
@@ -53,7 +54,7 @@ class AffectObserver:
         )
         if context.processes.is_main:
             predictions = to_predictions("val", val, columns, self._spec, spread)
-            predictions.write_csv(context.run.path / "predictions" / "val.csv")
+            write_csv(predictions, context.run.path / "predictions" / "val.csv")
             if is_last and config.data_kind == "faces":
                 save_mistakes(context.run.path / MISTAKES, val, predictions, spread)
         if is_last and config.data_kind == "clips":

@@ -21,6 +21,7 @@ from pipelines.clip_views import (
     save_clip_views,
 )
 from pipelines.predictions import build_predictions
+from pipelines.predictions_csv import write_csv
 from pipelines.score_pages import score_pages
 from shards.shardset import ShardSet, open_shards
 from shards.template import template_geometry
@@ -93,7 +94,7 @@ def test_the_files_and_the_page_made_of_them(
     predictor, model = predictor_of(warm, spec), build(spec)
     columns = predictor.columns(model)
     save_clip_views(folder, predictor, model, columns)
-    predictor.predictions(columns).write_csv(folder / "val.csv")
+    write_csv(predictor.predictions(columns), folder / "val.csv")
     data = json.loads((folder / "val.clips.json").read_text())
     assert data["num_clips"] == 5 and data["attention"][0]["by"] == "thermal"
     [page] = score_pages(tmp_path)

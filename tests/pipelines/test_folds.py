@@ -16,7 +16,8 @@ from pipelines.data import open_split
 from pipelines.dataconfig import fold_of
 from pipelines.finetuning import run_finetuning
 from pipelines.folds import check_folds, cut_fold, person_of, pool
-from pipelines.predictions import Predictions, build_predictions, read_csv
+from pipelines.predictions import Predictions, build_predictions
+from pipelines.predictions_csv import read_csv
 from pipelines.scores import score
 from shards.labels import DataError
 from shards.order import EpochOrder

@@ -17,7 +17,7 @@ from pipelines.dryrun import random_clips
 from pipelines.evaluation import predict_run
 from pipelines.finetuning import build_trainable, run_finetuning
 from pipelines.models import load_model
-from pipelines.predictions import read_csv
+from pipelines.predictions_csv import read_csv
 from pipelines.rundir import latest
 from shards.labels import DataError
 from tests.pipelines.tiny import TINY, losses, metrics, train, weights

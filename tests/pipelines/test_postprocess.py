@@ -12,6 +12,7 @@ import pytest
 from finetune.metrics import ccc
 from pipelines.postprocess import Chain, Steps, apply_chain, fit_chain, load_chain, save_chain
 from pipelines.predictions import Predictions, build_predictions
+from pipelines.predictions_csv import write_csv
 from pipelines.score_pages import score_pages
 from pipelines.tuning import POSTPROCESS, score_run, tune
 from shards.labels import DataError
@@ -136,7 +137,7 @@ def test_the_report_shows_its_steps_and_what_it_makes_of_other_splits(tmp_path: 
     val, test = video(0.5 * hill(), hill()), video(0.5 * hill(at=60), hill(at=60), "test")
     save_chain(fit_chain(val), tmp_path / POSTPROCESS)
     for part in (val, test):
-        part.write_csv(tmp_path / "predictions" / f"{part.split}.csv")
+        write_csv(part, tmp_path / "predictions" / f"{part.split}.csv")
     on_test, on_val = score_pages(tmp_path)
     assert [table.header[0] for table in on_val.tables] == ["output"]
     assert [row[4] for row in on_val.tables[0].rows[:4]] == ["left out", "kept", "kept", "left out"]

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines import predictions as module
-from pipelines.predictions import HEADS, Predictions, build_predictions, named_split, read_csv
+from pipelines import predictions_csv as module
+from pipelines.predictions import HEADS, Predictions, build_predictions, named_split
+from pipelines.predictions_csv import read_csv, write_csv
 from shards.labels import AU12, EXPR8, DataError
 
 
@@ -58,13 +59,13 @@ def in_key_order(predictions: Predictions) -> Predictions:
 def test_round_trip_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     monkeypatch.setattr(module, "_CHUNK", chunk)
     written = sample()
-    written.write_csv(tmp_path / "predictions" / "val.csv")
+    write_csv(written, tmp_path / "predictions" / "val.csv")
     assert_same(read_csv(tmp_path / "predictions" / "val.csv"), in_key_order(written))
 
 
 def test_extreme_numbers_come_back_bit_by_bit(tmp_path: Path) -> None:
     values = np.array([[5e-324, -0.0], [1 - 2**-53, -1.0], [0.1 + 0.2, float(np.float32(0.1))]])
-    build_predictions("val", ["a", "b", "c"], va=values, va_pred=values).write_csv(tmp_path / "x.csv")
+    write_csv(build_predictions("val", ["a", "b", "c"], va=values, va_pred=values), tmp_path / "x.csv")
     found = read_csv(tmp_path / "x.csv")
     assert found.va_pred is not None
     assert found.va_pred.tobytes() == values.tobytes() == found.va.tobytes()
@@ -72,8 +73,8 @@ def test_extreme_numbers_come_back_bit_by_bit(tmp_path: Path) -> None:
 
 def test_bytes_depend_on_the_content_alone(tmp_path: Path) -> None:
     written = sample()
-    written.write_csv(tmp_path / "a.csv")
-    written.take(np.arange(len(written))[::-1]).write_csv(tmp_path / "b.csv")
+    write_csv(written, tmp_path / "a.csv")
+    write_csv(written.take(np.arange(len(written))[::-1]), tmp_path / "b.csv")
     assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.csv", "b.csv"]
 
@@ -83,7 +84,7 @@ def test_a_head_that_is_not_there_stays_away(tmp_path: Path, lacking: str) -> No
     gone: dict[str, Any] = {lacking: None}
     written = replace(sample(), **gone)
     assert lacking not in written.heads and len(written.heads) == 2
-    written.write_csv(tmp_path / "x.csv")
+    write_csv(written, tmp_path / "x.csv")
     assert_same(read_csv(tmp_path / "x.csv"), in_key_order(written))
 
 
@@ -92,13 +93,13 @@ def test_another_label_space(tmp_path: Path) -> None:
     written = build_predictions(
         "test", ["k"], expr_names=names, au_names=(), expr=[0], expr_probs=np.array([[0.25, 0.75]])
     )
-    written.write_csv(tmp_path / "x.csv")
+    write_csv(written, tmp_path / "x.csv")
     assert_same(read_csv(tmp_path / "x.csv"), written)
 
 
 def test_columns_are_named_and_read_by_any_csv_reader(tmp_path: Path) -> None:
     written = in_key_order(sample())
-    written.write_csv(tmp_path / "x.csv")
+    write_csv(written, tmp_path / "x.csv")
     with (tmp_path / "x.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0])[:8] == ["key", "split", "name", "group", "frame", "expr", "valence", "arousal"]
@@ -119,7 +120,7 @@ def test_columns_are_named_and_read_by_any_csv_reader(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@a", "\tx", "\rx", "\nx", "'quoted", "''", "＝1"])
 def test_text_that_a_spreadsheet_would_run_is_guarded(tmp_path: Path, text: str) -> None:
     written = build_predictions(text, [text], group=[text], name=[text])
-    written.write_csv(tmp_path / "x.csv")
+    write_csv(written, tmp_path / "x.csv")
     assert_same(read_csv(tmp_path / "x.csv"), written)
     with (tmp_path / "x.csv").open(newline="") as file:
         cells = list(csv.reader(file))[1]
@@ -131,13 +132,13 @@ def test_text_that_a_spreadsheet_would_run_is_guarded(tmp_path: Path, text: str)
 def test_any_unicode_text_round_trips(tmp_path_factory: pytest.TempPathFactory, keys: list[str]) -> None:
     path = tmp_path_factory.mktemp("any") / "x.csv"
     written = build_predictions("val", sorted(keys), group=sorted(keys), name=sorted(keys))
-    written.write_csv(path)
+    write_csv(written, path)
     assert_same(read_csv(path), written)
 
 
 def test_text_that_is_not_unicode_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not Unicode"):
-        build_predictions("val", ["a\udc80"]).write_csv(tmp_path / "x.csv")
+        write_csv(build_predictions("val", ["a\udc80"]), tmp_path / "x.csv")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,7 +170,7 @@ def set_cell(line: int, column: str, value: str) -> Callable[[list[list[str]]], 
 )
 def test_a_wrong_cell_is_named(tmp_path: Path, line: int, column: str, value: str, said: str) -> None:
     path = tmp_path / "x.csv"
-    sample().write_csv(path)
+    write_csv(sample(), path)
     with path.open(newline="") as file:
         rows = list(csv.reader(file))
     set_cell(line, column, value)(rows)
@@ -194,7 +195,7 @@ def test_a_wrong_cell_is_named(tmp_path: Path, line: int, column: str, value: st
 )
 def test_a_file_of_another_form_is_refused(tmp_path: Path, change: Callable[[str], str], said: str) -> None:
     path = tmp_path / "x.csv"
-    sample().write_csv(path)
+    write_csv(sample(), path)
     path.write_text(change(path.read_text()))
     with pytest.raises(DataError, match=r"x\.csv") as error:
         read_csv(path)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from pipelines.checkpoint import Checkpoint, CheckpointStore, TensorFile, read_checkpoint
 from pipelines.config import load_config, to_yaml
-from pipelines.predictions import read_csv as read_predictions
+from pipelines.predictions_csv import read_csv as read_predictions
 from pipelines.thresholds import fixed_thresholds, load_thresholds, save_thresholds
 from shards.index import IndexRow, index_bytes, parse_index
 from shards.labels import ClipLabels

@@ -15,7 +15,8 @@ from pipelines.checkpoint import CheckpointStore
 from pipelines.config import load_config, to_yaml
 from pipelines.doctor import write_page
 from pipelines.importing import import_weights
-from pipelines.predictions import build_predictions, read_csv
+from pipelines.predictions import build_predictions
+from pipelines.predictions_csv import read_csv, write_csv
 from pipelines.report import write_report
 from pipelines.rundir import RunDir
 from pipelines.thresholds import load_thresholds
@@ -107,7 +108,7 @@ def _run_directory(place: Path) -> Path:
     made = build_predictions(
         "val", [_SCRIPT, "b"], expr_names=names, au_names=(), expr=[0, 1], expr_probs=[[1, 0], [0, 1]]
     )
-    made.write_csv(run / "predictions" / "val.csv")
+    write_csv(made, run / "predictions" / "val.csv")
     return run
 
 
@@ -134,7 +135,7 @@ def _clean(html: str) -> str:
 def _predictions(place: Path) -> str:
     keys = [*_FORMULAS, "b"]
     made = build_predictions("val", keys, expr_names=("a",), au_names=(), name=keys)
-    made.write_csv(place / "x.csv")
+    write_csv(made, place / "x.csv")
     assert sorted(read_csv(place / "x.csv").keys) == sorted(keys)
     return _no_formula((place / "x.csv").read_text())
 
