@@ -21,15 +21,8 @@ from pipelines.scores import Scores, as_text, is_labelled, score
 from pipelines.smoothing import smooth
 from pipelines.split_predictor import SplitPredictor
 from pipelines.stage import loader_workers, set_threads
-from pipelines.submission import (
-    LSD_HEADER,
-    MTL_HEADER,
-    check_lsd,
-    check_mtl,
-    read_names,
-    write_lsd,
-    write_mtl,
-)
+from pipelines.submission import read_names, write_lsd, write_mtl
+from pipelines.submission_check import LSD_HEADER, MTL_HEADER, check_lsd, check_mtl
 from pipelines.thresholds import load_thresholds
 from pipelines.tuning import THRESHOLDS, kept_smoothing, score_run, tune
 from shards.files import clear_disk_errors

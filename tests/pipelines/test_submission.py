@@ -13,19 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines import submission
+from pipelines import submission, submission_check
 from pipelines.predictions import Predictions, build_predictions
-from pipelines.submission import (
-    LSD6,
-    LSD_HEADER,
-    MTL_HEADER,
-    Problem,
-    check_lsd,
-    check_mtl,
-    read_names,
-    write_lsd,
-    write_mtl,
-)
+from pipelines.submission import read_names, write_lsd, write_mtl
+from pipelines.submission_check import LSD6, LSD_HEADER, MTL_HEADER, Problem, check_lsd, check_mtl
 from pipelines.thresholds import fixed_thresholds, tune_thresholds
 from shards.labels import AU12, EXPR8, DataError
 
@@ -195,7 +186,7 @@ def test_several_faults_and_broken_files(tmp_path: Path) -> None:
 @given(st.permutations(range(7)))
 def test_moved_rows_are_the_fewest_that_explain_the_order(order: list[int]) -> None:
     names = [str(i) for i in order]
-    moved = submission._moved(names, {str(i): i for i in range(7)})
+    moved = submission_check._moved(names, {str(i): i for i in range(7)})
     left = [int(name) for name in names if name not in moved]
     assert left == sorted(left)
     rising = [
