@@ -64,11 +64,13 @@ class View(nn.Module):
     def forward(self, images: Tensor, noise: Tensor | None = None, num_keep: int = 0) -> Tensor:
         """(B, 3, H, W) normalised images to (B, C) logits; with noise (B, L) of `num_keep` patches only."""
         if noise is None:
-            logits: Tensor = self.head(self.readout(encode(self.encoder, images)))
+            tokens = encode(self.encoder, images, self.readout.only_cls)
+            logits: Tensor = self.head(self.readout(tokens))
             return logits
         ids_keep = random_masking(noise, num_keep).ids_keep
         patches = gather_patches(patchify(images, self.patch_size), ids_keep)
-        logits = self.head(self.readout(encode_visible(self.encoder, patches, ids_keep), ids_keep))
+        tokens = encode_visible(self.encoder, patches, ids_keep, self.readout.only_cls)
+        logits = self.head(self.readout(tokens, ids_keep))
         return logits
 
 

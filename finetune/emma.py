@@ -98,7 +98,7 @@ class EMMA(nn.Module):
         """
         images = self.pixels(images)
         set_drop_paths(self.encoder, keys)
-        outputs = self.head(self.readout(encode(self.encoder, images)))
+        outputs = self.head(self.readout(encode(self.encoder, images, self.readout.only_cls)))
         with torch.no_grad():
             if self.cnn_size is not None and images.shape[-2:] != self.cnn_size:
                 images = F.interpolate(images, self.cnn_size, mode="bilinear", antialias=True)
@@ -150,7 +150,8 @@ class FaceViT(nn.Module):
     def forward(self, images: Tensor, keys: Tensor | None = None) -> AffectOutput:
         """As `EMMA.forward`; what was not asked for is None."""
         set_drop_paths(self.encoder, keys)
-        outputs = self.head(self.readout(encode(self.encoder, self.pixels(images))))
+        tokens = encode(self.encoder, self.pixels(images), self.readout.only_cls)
+        outputs = self.head(self.readout(tokens))
         return split_outputs(outputs, self.sizes)
 
 

@@ -27,6 +27,7 @@ class Readout(nn.Module):
 
     Attributes:
         num_features: of what comes out.
+        only_cls: whether no other token is read.
 
     Raises:
         ValueError: an unknown readout.
@@ -51,6 +52,7 @@ class Readout(nn.Module):
             raise ValueError(f"head.readout={config.readout!r}: use one of {', '.join(kinds)}")
         self.kind, self.num_prefix_tokens = config.readout, num_prefix_tokens
         self.num_features = kinds[config.readout]
+        self.only_cls = self.kind == "cls"
         if self.kind == "flat":
             self.project = nn.Linear(embed_dim, config.readout_dim)
             nn.init.xavier_uniform_(self.project.weight, generator=generator)
@@ -64,13 +66,13 @@ class Readout(nn.Module):
         """Features of whole or masked faces.
 
         Args:
-            tokens: (B, prefix + K, D).
+            tokens: (B, prefix + K, D); if `only_cls`, (B, 1, D) will do.
             ids_keep: (B, K) positions of the patch tokens where patches are masked; None: all L, in order.
 
         Returns:
             (B, num_features). "flat" leaves masked places 0 and scales the others by L/K, as dropout does.
         """
-        if self.kind == "cls":
+        if self.only_cls:
             return tokens[:, 0]
         patches = tokens[:, self.num_prefix_tokens :]
         if self.kind == "mean":

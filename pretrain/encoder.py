@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.attention import Attention
 from timm.layers.drop import DropPath
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import checkpoint_seq
@@ -158,16 +159,20 @@ def embed_patches(encoder: VisionTransformer, patches: Tensor) -> Tensor:
     return tokens
 
 
-def encode_visible(encoder: VisionTransformer, patches: Tensor, ids_keep: Tensor) -> Tensor:
+def encode_visible(
+    encoder: VisionTransformer, patches: Tensor, ids_keep: Tensor, only_cls: bool = False
+) -> Tensor:
     """Encodes only the patches that are kept: embedding, position, prefix tokens, blocks, final norm.
 
     Args:
         encoder: the ViT.
         patches: (B, K, ph*pw*3) normalised kept patches, channel fastest, in the order of `ids_keep`.
         ids_keep: (B, K) int64 positions on the grid.
+        only_cls: leave out of the last block what the cls token does not need.
 
     Returns:
-        (B, prefix + K, D) latent tokens: cls, registers, then the patches in the order given.
+        (B, prefix + K, D) latent tokens: cls, registers, then the patches in the order given; (B, 1, D) with
+        `only_cls`.
     """
     prefix: list[Tensor] = [token for token in (encoder.cls_token, encoder.reg_token) if token is not None]
     assert encoder.pos_embed is not None
@@ -178,24 +183,61 @@ def encode_visible(encoder: VisionTransformer, patches: Tensor, ids_keep: Tensor
     if num_placed:
         head = head + places[:num_placed]
     tokens = torch.cat([head.expand(len(tokens), -1, -1).to(tokens.dtype), tokens], dim=1)
-    tokens = encoder.norm_pre(encoder.pos_drop(tokens))
-    if encoder.grad_checkpointing:
-        tokens = checkpoint_seq(encoder.blocks, tokens)
-    else:
-        tokens = encoder.blocks(tokens)
-    latent: Tensor = encoder.norm(tokens)
-    return latent
+    return _encode(encoder, encoder.norm_pre(encoder.pos_drop(tokens)), only_cls)
 
 
-def encode(encoder: VisionTransformer, images: Tensor) -> Tensor:
-    """All tokens of whole images: timm's `forward_features`.
+def encode(encoder: VisionTransformer, images: Tensor, only_cls: bool = False) -> Tensor:
+    """All tokens of whole images, as timm's `forward_features`.
 
     Args:
         encoder: the ViT.
         images: (B, 3, H, W) normalised.
+        only_cls: leave out of the last block what the cls token does not need.
 
     Returns:
-        (B, prefix + L, D) tokens after the final norm, patches row by row.
+        (B, prefix + L, D) tokens after the final norm, patches row by row; (B, 1, D) with `only_cls`.
     """
-    tokens: Tensor = encoder.forward_features(images)
-    return tokens
+    tokens = encoder.patch_drop(encoder._pos_embed(encoder.patch_embed(images)))
+    return _encode(encoder, encoder.norm_pre(tokens), only_cls)
+
+
+def _encode(encoder: VisionTransformer, tokens: Tensor, only_cls: bool) -> Tensor:
+    """Blocks and final norm."""
+    blocks = encoder.blocks[:-1] if only_cls else encoder.blocks
+    if encoder.grad_checkpointing and len(blocks):
+        tokens = checkpoint_seq(blocks, tokens)
+    else:
+        tokens = blocks(tokens)
+    latent: Tensor = encoder.norm(_first_row(encoder.blocks[-1], tokens) if only_cls else tokens)
+    return latent
+
+
+def _first_row(block: Any, tokens: Tensor) -> Tensor:
+    """(B, 1, D): what a block makes of the first token. Keys and values are of all, the rest is one row's."""
+    attention = block.attn
+    if type(block) is not Block or type(attention) is not Attention or _is_gated(attention):
+        every: Tensor = block(tokens)
+        return every[:, :1]
+    dim = attention.num_heads * attention.head_dim
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    normed = block.norm1(tokens)
+    query = F.linear(normed[:, :1], weight[:dim], None if bias is None else bias[:dim])
+    others = F.linear(normed, weight[dim:], None if bias is None else bias[dim:])
+    split = (attention.num_heads, attention.head_dim)
+    query = query.reshape(len(tokens), 1, *split).transpose(1, 2)
+    key, value = others.reshape(*tokens.shape[:2], 2, *split).permute(2, 0, 3, 1, 4)
+    dropped = attention.attn_drop.p if attention.training else 0.0
+    read = F.scaled_dot_product_attention(
+        attention.q_norm(query), attention.k_norm(key), value, dropout_p=dropped
+    )
+    said = attention.proj_drop(attention.proj(read.transpose(1, 2).flatten(2)))
+    row = tokens[:, :1] + block.drop_path1(block.ls1(said))
+    whole: Tensor = row + block.drop_path2(block.ls2(block.mlp(block.norm2(row))))
+    return whole
+
+
+def _is_gated(attention: Any) -> bool:
+    """Whether timm's attention does more between the heads and its projection."""
+    return getattr(attention, "gate", None) is not None or not isinstance(
+        getattr(attention, "norm", nn.Identity()), nn.Identity
+    )

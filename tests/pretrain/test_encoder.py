@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
 
+from pretrain.droppath import set_drop_paths
 from pretrain.encoder import (
     EncoderConfig,
     build_blocks,
@@ -21,16 +24,21 @@ def images_for(config: EncoderConfig, size: int = 2) -> torch.Tensor:
     return torch.randn(size, 3, *config.image_size, generator=torch.Generator().manual_seed(3))
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        SMALL,
-        EncoderConfig("vit_small_patch16_224", (32, 32), (4, 8), embed_dim=32, depth=2, num_heads=2),
-        EncoderConfig("vit_base_patch14_reg4_dinov2", (28, 28), None, embed_dim=32, depth=1, num_heads=2),
-        EncoderConfig("vit_base_patch16_clip_224", (32, 32), None, embed_dim=32, depth=1, num_heads=2),
-    ],
-    ids=["non-square", "oblong patch", "registers", "pre-norm"],
-)
+CONFIGS = {
+    "non-square": SMALL,
+    "oblong patch": EncoderConfig(
+        "vit_small_patch16_224", (32, 32), (4, 8), embed_dim=32, depth=2, num_heads=2
+    ),
+    "registers": EncoderConfig(
+        "vit_base_patch14_reg4_dinov2", (28, 28), None, embed_dim=32, depth=1, num_heads=2
+    ),
+    "pre-norm": EncoderConfig(
+        "vit_base_patch16_clip_224", (32, 32), None, embed_dim=32, depth=1, num_heads=2
+    ),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_all_patches_visible_is_timms_own_forward(config):
     encoder = build_encoder(config).eval()
     images = images_for(config)
@@ -42,6 +50,39 @@ def test_all_patches_visible_is_timms_own_forward(config):
     torch.testing.assert_close(latent[:, :prefix], tokens[:, :prefix], atol=2e-5, rtol=1e-4)
     expected = gather_patches(tokens[:, prefix:].contiguous(), ids)
     torch.testing.assert_close(latent[:, prefix:], expected, atol=2e-5, rtol=1e-4)
+
+
+def _read_and_gradients(encoder, tokens):
+    """The cls token, and the gradients of a loss that reads nothing else."""
+    encoder.zero_grad()
+    (tokens[:, 0] @ torch.linspace(-1, 1, tokens.shape[2])).square().mean().backward()
+    return tokens[:, :1].detach(), {
+        name: param.grad for name, param in encoder.named_parameters() if param.requires_grad
+    }
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("special", ["", "checkpointing", "normed heads"])
+def test_the_cls_token_alone_is_that_of_all_with_all_its_gradients(config, special):
+    encoder = build_encoder(replace(config, drop_path_rate=0.4))
+    if special == "normed heads":  # more than the attention that is known: the whole block is computed
+        encoder.blocks[-1].attn.norm = torch.nn.LayerNorm(config.embed_dim)
+    encoder.set_grad_checkpointing(special == "checkpointing")
+    images = images_for(config, 5)
+    patches = patchify(images, encoder.patch_embed.patch_size)
+    ids = torch.arange(3).expand(5, 3)
+    for read in (
+        lambda only: encode(encoder, images, only),
+        lambda only: encode_visible(encoder, patches[:, :3], ids, only),
+    ):
+        set_drop_paths(encoder, torch.arange(5))
+        alone = read(True)
+        assert alone.shape[1] == 1
+        alone, gradients = _read_and_gradients(encoder, alone)
+        set_drop_paths(encoder, torch.arange(5))
+        expected, all_gradients = _read_and_gradients(encoder, read(False))
+        torch.testing.assert_close(alone, expected, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(gradients, all_gradients, atol=1e-5, rtol=1e-4)
 
 
 def test_embedding_the_visible_patches_equals_embedding_all_and_gathering():
