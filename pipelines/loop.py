@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from torch import nn
 
 from pipelines.config import ConfigError, OptimConfig, RunConfig, TrainConfig
@@ -91,7 +91,11 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
     # Without a GPU, and not told so, accelerate lets each process train a model of its own.
     cpu = launched > 1 and not torch.accelerator.is_available()
     try:
-        accelerator = Accelerator(cpu=cpu, mixed_precision="bf16" if config.precision == "bf16" else "no")
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+        )
     except ValueError as error:
         raise ConfigError(f"train.precision={config.precision}: {error}; use train.precision=fp32") from error
     if launched > 1 and accelerator.num_processes != launched:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.checkpoint import (
     Checkpoint,
@@ -182,6 +183,13 @@ def loader_workers(num_workers: int, device: torch.device) -> int:
     return max(2, min(12, num_cores() // local))
 
 
+def _keep_constants_apart(model: nn.Module) -> None:
+    """Buffers that no checkpoint holds are constants, alike everywhere: not to be sent at every step."""
+    constants = {name for name, _ in model.named_buffers()} - set(model.state_dict())
+    wrapper: Any = DistributedDataParallel
+    wrapper._set_params_and_buffers_to_ignore_for_model(model, sorted(constants))
+
+
 def plan_run(config: RunConfig, shards: ShardSet, processes: Processes) -> Plan:
     """Length and layout of a run.
 
@@ -289,6 +297,7 @@ class _Stage:
         model: Any = self.parts.model
         if self.context.config.train.compile:
             model = torch.compile(model)
+        _keep_constants_apart(model)
         model, optimizer = accelerator.prepare(model, self.optimizer)
         return Trainee(self.parts.task, model, optimizer)
 

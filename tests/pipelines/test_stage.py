@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from pipelines import pretraining, stage
 from pipelines.checkpoint import CheckpointError, CheckpointStore, load_encoder
@@ -20,6 +21,7 @@ from pipelines.models import load_model
 from pipelines.observe import MAEObserver
 from pipelines.processes import Processes
 from pipelines.rundir import latest
+from pretrain.pixels import PixelNorm
 from shards.labels import DataError
 from tests.pipelines.test_checkpoint import flip
 from tests.pipelines.test_finetuning import settings_of
@@ -232,3 +234,10 @@ def test_every_process_reads_the_checkpoint_that_the_main_one_chose(finished: Pa
 def same_generator() -> Iterator[None]:
     torch.manual_seed(0)
     yield
+
+
+def test_constants_are_not_sent_at_every_step_and_statistics_are() -> None:
+    model = nn.Sequential(PixelNorm(), nn.BatchNorm2d(3))
+    stage._keep_constants_apart(model)
+    left_out = getattr(model, "_ddp_params_and_buffers_to_ignore")  # noqa: B009  of torch
+    assert sorted(left_out) == ["0.scale", "0.shift"]
