@@ -189,7 +189,7 @@ def contest_row(contest: Contest, asked: Asked, ceiling: float) -> Row:
     def plain_step() -> None:
         with autocast():
             loss = contest.plain_loss(plain, seen, False)
-        loss.backward()
+        torch.autograd.backward(loss)
         if config.optim.clip_grad:
             torch.nn.utils.clip_grad_norm_(plain.parameters(), config.optim.clip_grad)
         plain_optimizer.step()
@@ -230,10 +230,10 @@ def _check(
     """
     with FlopCounterMode(display=False) as counted:
         loss = our_loss()
-        loss.backward()
+        torch.autograd.backward(loss)
     with autocast():
         other = plain_loss()
-    other.backward()
+    torch.autograd.backward(other)
     torch.testing.assert_close(loss.float(), other.float(), rtol=tolerance, atol=tolerance)
     found = {_own_name(name): p.grad for name, p in ours.named_parameters() if p.grad is not None}
     expected = {_own_name(name): p.grad for name, p in plain.named_parameters() if p.grad is not None}

@@ -7,12 +7,15 @@ trained once for each seed (`runs/seeds/mran-…`; what was finished before is n
 the frames of val and test together, people that no run learned from; dark clips also by themselves. In
 "heat of others" every clip of every split has the thermal video of another person: a gain that stays was not
 from heat. A figure is the mean over the seeds; a difference has a 95 % interval by a bootstrap over clips,
-the same resamples on both sides. MRAN is a reconstruction and the clips are rendered: no figure is a paper's.
+the same resamples on both sides. Then, as each run's report has it of val, the share of the attention that
+lies on the face, divided by the face's share of the area. MRAN is a reconstruction and the clips are
+rendered: no figure is a paper's.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +42,7 @@ CELLS: dict[str, list[str]] = {
     "scores (late)": ["mran.guidance=late"],
     "colour alone": ["mran.guidance=none"],
     "random encoder": ["init=random"],
+    "colour alone, random encoder": ["mran.guidance=none", "init=random"],
     "heat of others": [f"data.shards={OTHERS}"],
 }
 PAIRS = (
@@ -48,6 +52,7 @@ PAIRS = (
     ("gates", "colour alone"),
     ("heat of others", "colour alone"),
     ("gates and scores", "random encoder"),
+    ("colour alone", "colour alone, random encoder"),
 )
 FIGURES = ("ccc_valence", "ccc_arousal")
 Rows = NDArray[np.int64]
@@ -100,7 +105,7 @@ def dark_clips(shards: str) -> set[str]:
         for sample in range(len(opened)):
             labels = read_clip_labels(opened, sample)
             if labels.extra["dark"]:
-                found.add(labels.group)
+                found.add(labels.group or "")
     return found
 
 
@@ -108,17 +113,6 @@ def figure(predictions: Sequence[Predictions], name: str) -> Callable[[Rows], fl
     """The mean over runs of one of `FIGURES`, as a function of rows."""
     parts = [figures_of(one)[name] for one in predictions]
     return lambda rows: float(np.mean([part(rows) for part in parts]))
-
-
-def only(predictions: Predictions, kept: NDArray[np.bool_]) -> Predictions:
-    """Some of the rows."""
-    changes = {}
-    for name, value in vars(predictions).items():
-        if isinstance(value, np.ndarray) and len(value) == len(kept):
-            changes[name] = value[kept]
-        elif isinstance(value, tuple | list) and len(value) == len(kept):
-            changes[name] = type(value)(part for part, keep in zip(value, kept, strict=True) if keep)
-    return replace(predictions, **changes)
 
 
 def main() -> None:
@@ -150,7 +144,19 @@ def main() -> None:
     groups, _ = groups_of(found[asked.cells[0]][0])
     dark = np.isin(groups, sorted(dark_clips(shards)))
     for title, kept in (("all clips", np.ones_like(dark)), ("dark clips", dark)):
-        print_table(title, {cell: [only(one, kept) for one in runs] for cell, runs in found.items()})
+        print_table(
+            title, {cell: [one.take(np.flatnonzero(kept)) for one in runs] for cell, runs in found.items()}
+        )
+    print("\nattention on the face, times its share of the area, clips of val")
+    for cell in asked.cells:
+        ratios = [face_attention(run_of(f"mran {cell}", seed)) for seed in asked.seeds]
+        print(f"  {cell:28s} {np.mean(ratios):.2f}, by seed {', '.join(f'{one:.2f}' for one in ratios)}")
+
+
+def face_attention(run: Path) -> float:
+    """How many times the face's share of the area its share of the attention is, in a finished run."""
+    regions = json.loads((run / "predictions" / "val.clips.json").read_text())["attention"]
+    return float(next(one["ratio"]["value"] for one in regions if one["region"] == "face"))
 
 
 def print_table(title: str, found: dict[str, list[Predictions]]) -> None:
@@ -160,7 +166,7 @@ def print_table(title: str, found: dict[str, list[Predictions]]) -> None:
     print(f"\n{title}: {len(set(groups.tolist()))} held-out clips of {len(groups)} frames")
     for cell, runs in found.items():
         values = [f"{name} {figure(runs, name)(every):.3f}" for name in FIGURES]
-        print(f"  {cell:18s} {'   '.join(values)}")
+        print(f"  {cell:28s} {'   '.join(values)}")
     for name in FIGURES:
         for better, other in (pair for pair in PAIRS if found.keys() >= set(pair)):
             ours, theirs = figure(found[better], name), figure(found[other], name)

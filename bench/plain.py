@@ -178,7 +178,7 @@ def _color_map(model: MRAN, frames: Tensor) -> Tensor:
         return maps
     encoder: Any = model.encoder
     tokens: Tensor = encoder.forward_features(frames)[:, 1:]
-    return tokens.transpose(1, 2).unflatten(2, model.color.grid)
+    return tokens.transpose(1, 2).reshape(len(frames), -1, *model.color.grid)
 
 
 def _cell(

@@ -6,7 +6,8 @@ The same pretraining (`pretrain_small` on rendered faces, the same global batch)
 two that torchrun joins; images a second are those of its metrics.jsonl, without the first lines. On a CPU
 each process has one thread, and two cores may be less than twice one: what they give is measured first, by
 two independent trainings of half the batch side by side. Efficiency is the two processes' speed-up over that
-one; on GPUs, each of its own, over two.
+one; on GPUs, each of its own, over two. What a step loses beyond its arithmetic is measured apart: exchanging
+gradients, and waiting at each step for whichever process is later.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +28,9 @@ import torch.distributed as dist
 from bench.measure import Asked, Row, Spread, run_alone
 from finetune.across import gather_across
 from pipelines.config import load_config
+from pipelines.dryrun import random_batch
+from pipelines.loop import Trainee, build_accelerator, train_step
+from pipelines.optim import build_optimizer, param_groups
 from pipelines.pretraining import build_trainable
 from pipelines.processes import leave
 from shards.build import BuildConfig, build
@@ -71,9 +75,9 @@ def _cpu_rows(folder: Path, shards: Path, work: str, goal: str, quick: bool) -> 
     speed_up = [two / one for one, two in zip(found["one process"], found["two processes"], strict=True)]
     possible = [apart / one for one, apart in zip(found["one process"], found["two apart"], strict=True)]
     efficiency = Spread.of([own / most for own, most in zip(speed_up, possible, strict=True)])
-    exchanged = _time_exchanges(quick, batch // 2)
+    lost = _time_losses(quick, batch // 2)
     step_ms = 1e3 * batch / statistics.median(found["two processes"])
-    shares = {name: ms / step_ms for name, ms in exchanged.items()}
+    shares = {name: ms / step_ms for name, ms in lost.items()}
     texts = {name: Spread.of(values).text(".1f") for name, values in found.items()}
     settings = {name: f"pretrain_small {' '.join(common[1:])}, on temporary rendered faces" for name in found}
     return [
@@ -95,11 +99,13 @@ def _cpu_rows(folder: Path, shards: Path, work: str, goal: str, quick: bool) -> 
             f"one process: {texts['one process']} images/s",
             Spread.of(speed_up),
             efficiency.median >= GOAL,
-            f"Of a step of {step_ms:.0f} ms, exchanging the gradients takes {exchanged['gradients']:.1f} ms "
-            f"({shares['gradients']:.1%}) where nothing hides it; gathering {SCORES} scores a face, as a "
-            f"step of EMMA does, would take {exchanged['scores']:.2f} ms ({shares['scores']:.1%}).",
+            f"Of a step of {step_ms:.0f} ms, exchanging the gradients takes {lost['gradients']:.1f} ms "
+            f"({shares['gradients']:.1%}) where nothing hides it, and waiting for the later process "
+            f"{lost['waiting']:.1f} ms ({shares['waiting']:.1%}) (measured on steps after each of "
+            f"which two meet); gathering {SCORES} scores a face, as a step of EMMA does, would take "
+            f"{lost['scores']:.2f} ms ({shares['scores']:.1%}).",
             settings,
-            {**found, **{f"exchange of {name}, ms": [ms] for name, ms in exchanged.items()}},
+            {**found, **{f"{name}, ms": [ms] for name, ms in lost.items()}},
         ),
     ]
 
@@ -186,36 +192,52 @@ def _images_per_second(run: str) -> float:
     return float(statistics.harmonic_mean(found[_SKIPPED:]))
 
 
-def _time_exchanges(quick: bool, batch_size: int) -> dict[str, float]:
-    """Milliseconds of one exchange between two processes, as `exchange` measures it."""
-    model, _ = build_trainable(load_config("pretrain_small"))
-    size = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    code = f"from bench.processes import exchange\nexchange({size}, {batch_size}, {5 if quick else 50})"
+def _time_losses(quick: bool, batch_size: int) -> dict[str, float]:
+    """Milliseconds that a step of two processes loses in each way, as `lose` measures them."""
+    code = f"from bench.processes import lose\nlose({batch_size}, {5 if quick else 50})"
     command = [sys.executable, *_torchrun(2), "--no-python", sys.executable, "-c", code]
     done = subprocess.run(command, env=_environment(False), capture_output=True, text=True, check=True)
     last = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
     return {name: float(ms) for name, ms in json.loads(last).items()}
 
 
-def exchange(size: int, batch_size: int, turns: int) -> None:
-    """What each of two processes does: times both exchanges and prints their medians in milliseconds.
+def lose(batch_size: int, turns: int) -> None:
+    """What each of two processes does: exchanges, and steps of its own after which they meet; prints ms.
+
+    Exchanges are medians; waiting is the mean over steps and both processes, as any of them can be late.
 
     Args:
-        size: numbers of the gradient. batch_size: faces of a process.
+        batch_size: faces of a process. turns: of everything.
     """
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
+    config = load_config("pretrain_small")
+    accelerator = build_accelerator(config.train)
+    model, task = build_trainable(config)
+    optimizer = build_optimizer(
+        param_groups(model, task.param_rules(), config.optim.weight_decay), config.optim
+    )
+    trainee, batch = Trainee(task, model.train(), optimizer), random_batch(batch_size, config)
+    size = sum(one.numel() for one in model.parameters() if one.requires_grad)
     gradient, scores = torch.ones(size), torch.ones(batch_size, SCORES)
-    works = {"gradients": lambda: dist.all_reduce(gradient), "scores": lambda: gather_across(scores)}
+    works: dict[str, Callable[[], object]] = {
+        "gradients": lambda: dist.all_reduce(gradient),
+        "scores": lambda: gather_across(scores),
+        "waiting": dist.barrier,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(turns + 1):
         for name, work in works.items():
             dist.barrier()
+            if name == "waiting":
+                train_step(trainee, [batch], config.optim, accelerator)
             start = time.perf_counter()
             work()
             seconds[name].append(time.perf_counter() - start)
+    waited = torch.tensor(statistics.mean(seconds["waiting"][1:]))
+    dist.all_reduce(waited)
     if dist.get_rank() == 0:
-        print(json.dumps({name: 1e3 * statistics.median(values[1:]) for name, values in seconds.items()}))
+        medians = {name: 1e3 * statistics.median(values[1:]) for name, values in seconds.items()}
+        print(json.dumps(medians | {"waiting": 1e3 * float(waited) / 2}))
     leave()
 
 

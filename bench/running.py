@@ -348,7 +348,7 @@ def by_mtcnn(predictor: FacePredictor, video: Path, out: Path, device: str) -> N
             faces = []
             for frame in chunk:
                 faces += _faces_of(detector, aligner, frame)
-            for scores in predictor._scores(faces):
+            for scores in predictor._scores(faces, looks=1):
                 table.writerow([*scores["expr_probs"].values(), *scores["au_probs"].values()])
 
 
