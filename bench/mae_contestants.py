@@ -19,6 +19,7 @@ from pipelines.config import RunConfig
 from pipelines.dryrun import random_batch
 from pipelines.optim import build_optimizer, param_groups, set_learning_rate
 from pipelines.pretraining import build_trainable
+from pretrain.encoder import choose_attention
 from pretrain.masking import num_keep
 from pretrain.patches import grid_of
 from pretrain.pixels import PixelNorm
@@ -145,6 +146,7 @@ def build_step(name: str, config: RunConfig, setting: Setting) -> Callable[..., 
     if name == "ours":
         model, task = build_trainable(config)
         model.to(device).train()
+        choose_attention(model, device, setting.precision == "bf16")
         prepared: Any = torch.compile(model) if setting.compile else model
         optimizer = build_optimizer(param_groups(model, task.param_rules(), _DECAY), config.optim)
 

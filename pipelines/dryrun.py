@@ -20,6 +20,7 @@ from pipelines.optim import build_optimizer, param_groups
 from pipelines.processes import Processes
 from pipelines.progress import duration
 from pipelines.stage import run_path, set_threads
+from pretrain.encoder import choose_attention
 from pretrain.task import Task
 from shards.clips import ClipBatch
 from shards.records import LabelSpace
@@ -61,6 +62,7 @@ def dry_run(
     ]
     groups = param_groups(model, task.param_rules(), config.optim.weight_decay)
     optimizer = build_optimizer(groups, config.optim)
+    choose_attention(model, accelerator.device, train.precision == "bf16")
     prepared, optimizer = accelerator.prepare(torch.compile(model) if train.compile else model, optimizer)
     trial = _time(Trainee(task, prepared, optimizer), layout.batch_size, config, accelerator)
     steps = math.ceil(train.epochs * num_samples / train.global_batch_size)

@@ -28,6 +28,7 @@ from pipelines.optim import build_optimizer, load_optimizer_tensors, optimizer_t
 from pipelines.processes import Processes, stop_requests
 from pipelines.progress import Plan, Progress
 from pipelines.rundir import RUNS, RunDir, publish
+from pretrain.encoder import choose_attention
 from pretrain.task import Task
 from shards.shardset import ShardSet
 from shards.stream import Batch, plan_layout
@@ -295,6 +296,7 @@ class _Stage:
     def prepare(self, accelerator: Any) -> Trainee:
         """Model and optimiser as the loop takes them; the loader is not prepared: it is split already."""
         model: Any = self.parts.model
+        choose_attention(model, accelerator.device, self.context.config.train.precision == "bf16")
         if self.context.config.train.compile:
             model = torch.compile(model)
         _keep_constants_apart(model)

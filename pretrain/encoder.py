@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 from timm.layers.attention import Attention
+from timm.layers.config import use_fused_attn
 from timm.layers.drop import DropPath
 from timm.layers.patch_embed import PatchEmbed
 from timm.models import checkpoint_seq
@@ -115,6 +116,18 @@ def build_blocks(dim: int, depth: int, num_heads: int) -> nn.ModuleList:
     return nn.ModuleList(
         Block(dim, num_heads, mlp_ratio=4, qkv_bias=True, norm_layer=norm_layer) for _ in range(depth)
     )
+
+
+def choose_attention(module: nn.Module, device: torch.device, bf16: bool) -> None:
+    """Has every attention of a model that is to be trained computed in the faster way, in place.
+
+    On a CPU the backward pass of PyTorch's fused attention takes three to eight times as long in bf16 as
+    matrix products and a softmax; in fp32, and on a GPU, it wins.
+    """
+    fused = bool(use_fused_attn()) and not (bf16 and device.type == "cpu")
+    attentions: list[Any] = [part for part in module.modules() if isinstance(part, Attention)]
+    for attention in attentions:
+        attention.fused_attn = fused
 
 
 def init_weights(module: nn.Module, generator: torch.Generator | None = None) -> None:
@@ -226,10 +239,13 @@ def _first_row(block: Any, tokens: Tensor) -> Tensor:
     split = (attention.num_heads, attention.head_dim)
     query = query.reshape(len(tokens), 1, *split).transpose(1, 2)
     key, value = others.reshape(*tokens.shape[:2], 2, *split).permute(2, 0, 3, 1, 4)
-    dropped = attention.attn_drop.p if attention.training else 0.0
-    read = F.scaled_dot_product_attention(
-        attention.q_norm(query), attention.k_norm(key), value, dropout_p=dropped
-    )
+    query, key = attention.q_norm(query), attention.k_norm(key)
+    if attention.fused_attn:
+        dropped = attention.attn_drop.p if attention.training else 0.0
+        read = F.scaled_dot_product_attention(query, key, value, dropout_p=dropped)
+    else:
+        scores = query * attention.scale @ key.transpose(2, 3)
+        read = attention.attn_drop(scores.softmax(dim=-1)) @ value
     said = attention.proj_drop(attention.proj(read.transpose(1, 2).flatten(2)))
     row = tokens[:, :1] + block.drop_path1(block.ls1(said))
     whole: Tensor = row + block.drop_path2(block.ls2(block.mlp(block.norm2(row))))

@@ -9,6 +9,7 @@ from pretrain.encoder import (
     EncoderConfig,
     build_blocks,
     build_encoder,
+    choose_attention,
     embed_patches,
     encode,
     encode_visible,
@@ -55,20 +56,21 @@ def test_all_patches_visible_is_timms_own_forward(config):
 def _read_and_gradients(encoder, tokens):
     """The cls token, and the gradients of a loss that reads nothing else."""
     encoder.zero_grad()
-    (tokens[:, 0] @ torch.linspace(-1, 1, tokens.shape[2])).square().mean().backward()
+    (tokens[:, 0] @ torch.linspace(-1, 1, tokens.shape[2], dtype=tokens.dtype)).square().mean().backward()
     return tokens[:, :1].detach(), {
         name: param.grad for name, param in encoder.named_parameters() if param.requires_grad
     }
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("special", ["", "checkpointing", "normed heads"])
+@pytest.mark.parametrize("special", ["", "checkpointing", "normed heads", "attention in bf16"])
 def test_the_cls_token_alone_is_that_of_all_with_all_its_gradients(config, special):
-    encoder = build_encoder(replace(config, drop_path_rate=0.4))
+    encoder = build_encoder(replace(config, drop_path_rate=0.4)).double()
     if special == "normed heads":  # more than the attention that is known: the whole block is computed
-        encoder.blocks[-1].attn.norm = torch.nn.LayerNorm(config.embed_dim)
+        encoder.blocks[-1].attn.norm = torch.nn.LayerNorm(config.embed_dim).double()
+    choose_attention(encoder, torch.device("cpu"), bf16=special == "attention in bf16")
     encoder.set_grad_checkpointing(special == "checkpointing")
-    images = images_for(config, 5)
+    images = images_for(config, 5).double()
     patches = patchify(images, encoder.patch_embed.patch_size)
     ids = torch.arange(3).expand(5, 3)
     for read in (
@@ -81,8 +83,8 @@ def test_the_cls_token_alone_is_that_of_all_with_all_its_gradients(config, speci
         alone, gradients = _read_and_gradients(encoder, alone)
         set_drop_paths(encoder, torch.arange(5))
         expected, all_gradients = _read_and_gradients(encoder, read(False))
-        torch.testing.assert_close(alone, expected, atol=2e-6, rtol=1e-5)
-        torch.testing.assert_close(gradients, all_gradients, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(alone, expected, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(gradients, all_gradients, atol=1e-12, rtol=1e-10)
 
 
 def test_embedding_the_visible_patches_equals_embedding_all_and_gathering():
@@ -93,6 +95,20 @@ def test_embedding_the_visible_patches_equals_embedding_all_and_gathering():
     torch.testing.assert_close(
         visible, gather_patches(encoder.patch_embed(images), ids), atol=1e-5, rtol=1e-5
     )
+
+
+def test_attention_for_bf16_on_a_cpu_is_the_same_attention():
+    encoder, images = build_encoder(SMALL).double(), images_for(SMALL).double()
+    fused = _read_and_gradients(encoder, encode(encoder, images))
+    choose_attention(encoder, torch.device("cpu"), bf16=True)
+    assert not encoder.blocks[0].attn.fused_attn
+    torch.testing.assert_close(
+        _read_and_gradients(encoder, encode(encoder, images)), fused, atol=1e-12, rtol=1e-10
+    )
+    choose_attention(encoder, torch.device("cpu"), bf16=False)
+    assert encoder.blocks[0].attn.fused_attn
+    choose_attention(encoder, torch.device("cuda"), bf16=True)
+    assert encoder.blocks[0].attn.fused_attn
 
 
 def test_checkpointing_changes_no_token():
