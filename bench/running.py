@@ -285,8 +285,8 @@ def evaluation_row(run: Path, asked: Asked) -> Row:
         peer=f"{Spread.of(rates(seconds['peer'], count)).text()} images/s (the bare model)",
         ratio=ratio,
         reached=ratio.median >= EVALUATION_GOAL,
-        note=f"the rest is reading and decoding by {predictor.num_workers} loader process(es), with their "
-        f"start; `predict_run` also opens run and shards and makes the record of each sample: "
+        note=f"the rest is reading and decoding, {predictor.num_workers} loader process(es) and their start "
+        f"included; `predict_run` also opens run and shards and makes the record of each sample: "
         f"{opening.text('.1f')} s more",
         settings={
             "ours": f"SplitPredictor.columns, {threads}, {predictor.num_workers} loaders",

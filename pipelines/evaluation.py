@@ -20,7 +20,7 @@ from pipelines.processes import Processes
 from pipelines.scores import Scores, as_text, is_labelled, score
 from pipelines.smoothing import smooth
 from pipelines.split_predictor import SplitPredictor
-from pipelines.stage import loader_workers, set_threads
+from pipelines.stage import scoring_workers, set_threads
 from pipelines.submission import read_names, write_lsd, write_mtl
 from pipelines.submission_check import LSD_HEADER, MTL_HEADER, check_lsd, check_mtl
 from pipelines.thresholds import load_thresholds
@@ -85,7 +85,7 @@ def open_predictor(
         processes,
         accelerator.device,
         batch_size or config.eval.batch_size,
-        loader_workers(config.data.num_workers, accelerator.device),
+        scoring_workers(config.data.num_workers, accelerator.device),
     )
 
 

@@ -184,6 +184,13 @@ def loader_workers(num_workers: int, device: torch.device) -> int:
     return max(2, min(12, num_cores() // local))
 
 
+def scoring_workers(num_workers: int, device: torch.device) -> int:
+    """As `loader_workers`, for an evaluation: two cores are the model's, faces are decoded in between."""
+    if num_workers < 0 and device.type == "cpu" and num_cores() <= 2:
+        return 0
+    return loader_workers(num_workers, device)
+
+
 def _keep_constants_apart(model: nn.Module) -> None:
     """Buffers that no checkpoint holds are constants, alike everywhere: not to be sent at every step."""
     constants = {name for name, _ in model.named_buffers()} - set(model.state_dict())
