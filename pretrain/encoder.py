@@ -228,7 +228,7 @@ def _encode(encoder: VisionTransformer, tokens: Tensor, only_cls: bool) -> Tenso
 def _first_row(block: Any, tokens: Tensor) -> Tensor:
     """(B, 1, D): what a block makes of the first token. Keys and values are of all, the rest is one row's."""
     attention = block.attn
-    if type(block) is not Block or type(attention) is not Attention or _is_gated(attention):
+    if type(block) is not Block or type(attention) is not Attention or _does_more(attention):
         every: Tensor = block(tokens)
         return every[:, :1]
     dim = attention.num_heads * attention.head_dim
@@ -252,8 +252,8 @@ def _first_row(block: Any, tokens: Tensor) -> Tensor:
     return whole
 
 
-def _is_gated(attention: Any) -> bool:
-    """Whether timm's attention does more between the heads and its projection."""
+def _does_more(attention: Any) -> bool:
+    """Whether an attention gates or norms what its heads say: then the block is left to timm."""
     return getattr(attention, "gate", None) is not None or not isinstance(
         getattr(attention, "norm", nn.Identity()), nn.Identity
     )
