@@ -14,12 +14,13 @@ from torch import nn
 
 from pipelines.checkpoint import disk_free
 from pipelines.config import RunConfig, to_yaml
+from pipelines.cores import set_threads
 from pipelines.data import default_set, default_size
 from pipelines.loop import Trainee, build_accelerator, train_step
 from pipelines.optim import build_optimizer, param_groups
 from pipelines.processes import Processes
 from pipelines.progress import duration
-from pipelines.stage import run_path, set_threads
+from pipelines.stage import run_path
 from pretrain.encoder import choose_attention
 from pretrain.task import Task
 from shards.clips import ClipBatch

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from pipelines.config import ConfigError, RunConfig, load_config
+from pipelines.cores import scoring_workers, set_threads
 from pipelines.data import DAMAGED, named_shards, open_split
 from pipelines.ensemble import mean_predictions
 from pipelines.finetuning import build_task
@@ -20,7 +21,6 @@ from pipelines.processes import Processes
 from pipelines.scores import Scores, as_text, is_labelled, score
 from pipelines.smoothing import smooth
 from pipelines.split_predictor import SplitPredictor
-from pipelines.stage import scoring_workers, set_threads
 from pipelines.submission import read_names, write_lsd, write_mtl
 from pipelines.submission_check import LSD_HEADER, MTL_HEADER, check_lsd, check_mtl
 from pipelines.thresholds import load_thresholds

@@ -20,6 +20,7 @@ from finetune.emotionnet import INCEPTION
 from finetune.mran_task import MRANTask
 from pipelines.checkpoint import CheckpointError, TensorFile, encoder_file, find_encoder, read_tensors
 from pipelines.config import ConfigError, RunConfig, load_config
+from pipelines.cores import loader_workers
 from pipelines.loop import build_accelerator
 from pipelines.models import (
     BASELINES,
@@ -34,7 +35,7 @@ from pipelines.models import (
 from pipelines.processes import Processes
 from pipelines.rundir import RunDir, latest
 from pipelines.scoring import AffectObserver
-from pipelines.stage import Context, Parts, loader_workers, run_path, run_stage
+from pipelines.stage import Context, Parts, run_path, run_stage
 from pipelines.unread import refuse_unread
 from pretrain.config import EncoderConfig
 from pretrain.foreign import load_foreign

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from pipelines.cores import loader_workers
 from pipelines.evaluate import predict_split
 from pipelines.pictures import grid_picture, save_picture, to_pixels
 from pipelines.probe import load_probe_set, pixel_features, probe_scores, token_features
-from pipelines.stage import Context, loader_workers
+from pipelines.stage import Context
 from pretrain.encoder import build_encoder
 from pretrain.mae import MAE
 from pretrain.mae_task import MaeTask, mean_target

@@ -11,8 +11,9 @@ import torch
 
 from pipelines.checkpoint import TensorFile, encoder_file, find_encoder, read_tensors
 from pipelines.config import ConfigError, RunConfig
+from pipelines.cores import loader_workers
 from pipelines.observe import MAEObserver
-from pipelines.stage import Context, Parts, loader_workers
+from pipelines.stage import Context, Parts
 from pipelines.unread import refuse_unread
 from pretrain.encoder import build_encoder
 from pretrain.foreign import load_foreign

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from pipelines.cores import loader_workers
 from pipelines.mistakes import may_be_shown, mistakes_picture
 from pipelines.models import ModelSpec
 from pipelines.pictures import save_picture
 from pipelines.predictions import Predictions
 from pipelines.predictions_csv import write_csv
 from pipelines.split_predictor import SplitPredictor, model_columns, to_predictions
-from pipelines.stage import Context, loader_workers
+from pipelines.stage import Context
 from pretrain.task import Task
 from shards.shardset import ShardSet
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pipelines.checkpoint import (
     read_checkpoint,
 )
 from pipelines.config import ConfigError, RunConfig
+from pipelines.cores import set_threads
 from pipelines.data import DAMAGED, Splits, open_splits
 from pipelines.loop import Trainee, build_accelerator, evaluation_is_due, fit
 from pipelines.optim import build_optimizer, load_optimizer_tensors, optimizer_tensors, param_groups
@@ -32,7 +32,6 @@ from pretrain.encoder import choose_attention
 from pretrain.task import Task
 from shards.shardset import ShardSet
 from shards.stream import Batch, plan_layout
-from shards.workers import num_cores
 
 
 class Observer(Protocol):
@@ -162,33 +161,6 @@ def load_agreed(store: CheckpointStore, processes: Processes) -> Checkpoint | No
 def run_path(config: RunConfig, name: str) -> Path:
     """The run directory: `config.run`, or runs/<task>/<name>."""
     return Path(config.run) if config.run else RUNS / config.task / (name or "default")
-
-
-def set_threads(threads: int) -> None:
-    """torch's threads on a CPU: this process's share of the cores unless given."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    torch.set_num_threads(threads or max(1, num_cores() // local))
-
-
-def loader_workers(num_workers: int, device: torch.device) -> int:
-    """Loader processes for each training process.
-
-    On a CPU one is enough to keep up and more would take its cores; for a GPU this process's share, 12 at
-    most.
-    """
-    if num_workers >= 0:
-        return num_workers
-    if device.type == "cpu":
-        return 1
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(2, min(12, num_cores() // local))
-
-
-def scoring_workers(num_workers: int, device: torch.device) -> int:
-    """As `loader_workers`, for an evaluation: two cores are the model's, faces are decoded in between."""
-    if num_workers < 0 and device.type == "cpu" and num_cores() <= 2:
-        return 0
-    return loader_workers(num_workers, device)
 
 
 def _keep_constants_apart(model: nn.Module) -> None:

@@ -241,12 +241,3 @@ def test_constants_are_not_sent_at_every_step_and_statistics_are() -> None:
     stage._keep_constants_apart(model)
     left_out = getattr(model, "_ddp_params_and_buffers_to_ignore")  # noqa: B009  of torch
     assert sorted(left_out) == ["0.scale", "0.shift"]
-
-
-@pytest.mark.parametrize(("cores", "expected"), [(1, 0), (2, 0), (3, 1)])
-def test_an_evaluation_reads_beside_the_model_only_where_a_core_is_to_spare(
-    monkeypatch: pytest.MonkeyPatch, cores: int, expected: int
-) -> None:
-    monkeypatch.setattr(stage, "num_cores", lambda: cores)
-    assert stage.scoring_workers(-1, torch.device("cpu")) == expected
-    assert stage.scoring_workers(2, torch.device("cpu")) == 2
