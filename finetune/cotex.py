@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from finetune.config import CoTEXConfig, HeadConfig
 from finetune.emma import readout_of, unfreeze_positions
+from finetune.readout import read_faces
 from pretrain.droppath import set_drop_paths
-from pretrain.encoder import VisionTransformer, encode, encode_visible
-from pretrain.masking import mask_noise, num_keep, random_masking
-from pretrain.patches import gather_patches, patchify
+from pretrain.encoder import VisionTransformer
+from pretrain.masking import mask_noise, num_keep
 from pretrain.pixels import PixelNorm
 
 _HEAD_STD = 2e-5
@@ -55,7 +55,6 @@ class View(nn.Module):
         super().__init__()
         self.encoder = encoder
         unfreeze_positions(encoder)
-        self.patch_size: tuple[int, int] = tuple(encoder.patch_embed.patch_size)
         self.readout = readout_of(encoder, head, generator)
         self.head = nn.Linear(self.readout.num_features, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=_HEAD_STD, generator=generator)
@@ -63,14 +62,7 @@ class View(nn.Module):
 
     def forward(self, images: Tensor, noise: Tensor | None = None, num_keep: int = 0) -> Tensor:
         """(B, 3, H, W) normalised images to (B, C) logits; with noise (B, L) of `num_keep` patches only."""
-        if noise is None:
-            tokens = encode(self.encoder, images, self.readout.only_cls)
-            logits: Tensor = self.head(self.readout(tokens))
-            return logits
-        ids_keep = random_masking(noise, num_keep).ids_keep
-        patches = gather_patches(patchify(images, self.patch_size), ids_keep)
-        tokens = encode_visible(self.encoder, patches, ids_keep, self.readout.only_cls)
-        logits = self.head(self.readout(tokens, ids_keep))
+        logits: Tensor = self.head(read_faces(self.encoder, self.readout, images, noise, num_keep))
         return logits
 
 

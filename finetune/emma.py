@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from finetune.config import HeadConfig
 from finetune.dan import DAN, freeze
-from finetune.readout import Readout, build_head
+from finetune.readout import Readout, build_head, read_faces
 from pretrain.droppath import set_drop_paths
-from pretrain.encoder import VisionTransformer, encode
+from pretrain.encoder import VisionTransformer
+from pretrain.masking import mask_noise, num_keep
 from pretrain.pixels import PixelNorm
 from shards.labels import AU12, EXPR8
 
@@ -55,6 +56,7 @@ class EMMA(nn.Module):
             ablation p1 + p2; `dan.class_order`), None for a class that `cnn` has not; None adds nothing.
         freeze_cnn: False leaves DAN's BatchNorm statistics to move in training (as the released code does).
         cnn_size: height and width that `cnn` learned at, to which its images are brought; None = as they are.
+        patch_drop_rate: see `EncoderConfig`; `cnn` sees all of every face.
         generator: source of the initial weights; None draws from torch's own.
     """
 
@@ -69,11 +71,12 @@ class EMMA(nn.Module):
         freeze_cnn: bool = True,
         added: Sequence[int | None] | None = None,
         cnn_size: tuple[int, int] | None = None,
+        patch_drop_rate: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         self.num_expr, self.stop_gradient, self.cnn_size = num_expr, stop_gradient, cnn_size
-        self.encoder = encoder
+        self.encoder, self.num_keep = encoder, kept_patches(encoder, patch_drop_rate)
         unfreeze_positions(encoder)
         self.cnn = freeze(cnn, statistics=freeze_cnn)
         self.readout = readout_of(encoder, head, generator)
@@ -92,13 +95,14 @@ class EMMA(nn.Module):
 
         Args:
             images: (B, 3, H, W), uint8, or float already normalised.
-            keys: (B,) int64 random keys, needed in training where there is drop path.
+            keys: (B,) int64 random keys, needed in training where paths or patches are dropped.
             earlier: (E, S) scores of the step's earlier micro-batches, whose valence and arousal are wanted
                 again beside this one's: the CCC is one of the whole step.
         """
         images = self.pixels(images)
         set_drop_paths(self.encoder, keys)
-        outputs = self.head(self.readout(encode(self.encoder, images, self.readout.only_cls)))
+        noise = patch_noise(self.encoder, keys, self.num_keep)
+        outputs = self.head(read_faces(self.encoder, self.readout, images, noise, self.num_keep))
         with torch.no_grad():
             if self.cnn_size is not None and images.shape[-2:] != self.cnn_size:
                 images = F.interpolate(images, self.cnn_size, mode="bilinear", antialias=True)
@@ -127,6 +131,7 @@ class FaceViT(nn.Module):
         head: readout and head.
         num_expr, num_au: logits wanted; 0 for none.
         va: whether valence and arousal are wanted.
+        patch_drop_rate: see `EncoderConfig`.
         generator: source of the initial weights; None draws from torch's own.
     """
 
@@ -137,10 +142,11 @@ class FaceViT(nn.Module):
         num_expr: int = len(EXPR8),
         num_au: int = len(AU12),
         va: bool = True,
+        patch_drop_rate: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.num_keep = encoder, kept_patches(encoder, patch_drop_rate)
         unfreeze_positions(encoder)
         self.sizes = (2 * va, num_expr, num_au)
         self.readout = readout_of(encoder, head, generator)
@@ -150,9 +156,9 @@ class FaceViT(nn.Module):
     def forward(self, images: Tensor, keys: Tensor | None = None) -> AffectOutput:
         """As `EMMA.forward`; what was not asked for is None."""
         set_drop_paths(self.encoder, keys)
-        tokens = encode(self.encoder, self.pixels(images), self.readout.only_cls)
-        outputs = self.head(self.readout(tokens))
-        return split_outputs(outputs, self.sizes)
+        noise = patch_noise(self.encoder, keys, self.num_keep)
+        features = read_faces(self.encoder, self.readout, self.pixels(images), noise, self.num_keep)
+        return split_outputs(self.head(features), self.sizes)
 
 
 def split_outputs(outputs: Tensor, sizes: tuple[int, int, int]) -> AffectOutput:
@@ -168,6 +174,32 @@ def readout_of(encoder: VisionTransformer, head: HeadConfig, generator: torch.Ge
     return Readout(
         head, encoder.embed_dim, encoder.patch_embed.num_patches, encoder.num_prefix_tokens, generator
     )
+
+
+def kept_patches(encoder: VisionTransformer, patch_drop_rate: float) -> int:
+    """How many patches of a training image the encoder sees.
+
+    Raises:
+        ValueError: a rate out of range, or one that leaves none.
+    """
+    try:
+        return num_keep(encoder.patch_embed.num_patches, patch_drop_rate)
+    except ValueError as error:
+        raise ValueError(f"encoder.patch_drop_rate={patch_drop_rate}: {error}") from error
+
+
+def patch_noise(encoder: VisionTransformer, keys: Tensor | None, num_keep: int) -> Tensor | None:
+    """(B, L) what decides which patches the next training pass sees; None where it is all of them.
+
+    Raises:
+        ValueError: no keys, and something to drop.
+    """
+    length = encoder.patch_embed.num_patches
+    if not encoder.training or num_keep == length:
+        return None
+    if keys is None:
+        raise ValueError("patches are dropped by the samples' random keys: pass them in training")
+    return mask_noise(keys, length)
 
 
 def unfreeze_positions(encoder: VisionTransformer) -> None:

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finetune.config import HeadConfig
+from pretrain.encoder import VisionTransformer, encode, encode_visible
+from pretrain.masking import random_masking
+from pretrain.patches import gather_patches, patchify
 
 
 class Readout(nn.Module):
@@ -93,6 +96,34 @@ class Readout(nn.Module):
             where = ids_keep[..., None].expand(-1, -1, dim)
             projected = placed.scatter(1, where, projected * (length / num_kept))
         return projected.flatten(1)
+
+
+def read_faces(
+    encoder: VisionTransformer,
+    readout: Readout,
+    images: Tensor,
+    noise: Tensor | None = None,
+    num_keep: int = 0,
+) -> Tensor:
+    """Features of faces of which the encoder sees all patches, or some: the others cost nothing.
+
+    Args:
+        encoder: a ViT.
+        readout: that fits it.
+        images: (B, 3, H, W) normalised.
+        noise: (B, L), `pretrain.masking.mask_noise`: the `num_keep` patches of least noise are seen; None:
+            all are.
+
+    Returns:
+        (B, num_features).
+    """
+    if noise is None:
+        whole: Tensor = readout(encode(encoder, images, readout.only_cls))
+        return whole
+    ids_keep = random_masking(noise, num_keep).ids_keep
+    patches = gather_patches(patchify(images, tuple(encoder.patch_embed.patch_size)), ids_keep)
+    seen: Tensor = readout(encode_visible(encoder, patches, ids_keep, readout.only_cls), ids_keep)
+    return seen
 
 
 def build_head(

@@ -239,7 +239,11 @@ def plan_model(config: RunConfig, space: LabelSpace, sources: Sources) -> ModelS
             saved = EncoderConfig(**facts["config"])
             spec = replace(
                 spec,
-                encoder=replace(saved, drop_path_rate=config.encoder.drop_path_rate),
+                encoder=replace(
+                    saved,
+                    drop_path_rate=config.encoder.drop_path_rate,
+                    patch_drop_rate=config.encoder.patch_drop_rate,
+                ),
                 image_size=saved.image_size,
             )
     if sources.cnn is not None:

@@ -121,7 +121,8 @@ def build_model(
         second = build_encoder(spec.encoder, generator)
         return CoTEX(encoder, second, spec.cotex, spec.head, len(spec.expr), generator)
     if spec.kind == "vit":
-        return FaceViT(encoder, spec.head, len(spec.expr), len(spec.au), spec.va, generator)
+        drop_rate = spec.encoder.patch_drop_rate
+        return FaceViT(encoder, spec.head, len(spec.expr), len(spec.au), spec.va, drop_rate, generator)
     if spec.kind == "emma":
         return EMMA(
             encoder,
@@ -133,6 +134,7 @@ def build_model(
             spec.freeze_cnn,
             class_order(spec.expr, spec.cnn_expr) if spec.add_cnn else None,
             (spec.cnn_size[0], spec.cnn_size[1]) if spec.cnn_size else None,
+            spec.encoder.patch_drop_rate,
             generator,
         )
     raise ValueError(f"no model of kind {spec.kind!r}")

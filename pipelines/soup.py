@@ -84,7 +84,7 @@ def _check_alike(first: str, spec: ModelSpec, name: str, other: ModelSpec) -> No
 
 def _as_used(spec: ModelSpec) -> ModelSpec:
     """A specification without what only matters in training."""
-    encoder = replace(spec.encoder, drop_path_rate=0.0)
+    encoder = replace(spec.encoder, drop_path_rate=0.0, patch_drop_rate=0.0)
     return replace(spec, encoder=encoder, cotex=CoTEXConfig(), stop_gradient=True, freeze_cnn=True)
 
 

@@ -21,6 +21,7 @@ READING_KINDS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("encoder.name", "encoder.patch_size"), ("mae", *_VITS)),
     **dict.fromkeys(("encoder.embed_dim", "encoder.depth", "encoder.num_heads"), ("mae", *_VITS)),
     "encoder.drop_path_rate": (*_VITS, "timm"),
+    "encoder.patch_drop_rate": ("emma", "vit"),
     "head": ("emma", "vit", "cotex"),
     "head.hidden_dim": ("emma", "vit"),
     "affect": ("emma", "vit", *BASELINES),

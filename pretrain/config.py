@@ -17,6 +17,8 @@ class EncoderConfig:
         embed_dim, depth, num_heads: width, blocks and heads, for sizes timm has no name for.
         drop_path_rate: stochastic depth of the last block, rising linearly from 0 at the first
             (`pretrain.droppath`); for finetuning.
+        patch_drop_rate: share of the patches of each training image that the encoder does not see, in [0, 1)
+            (PatchDropout, Liu et al. 2022); for finetuning. It sees all of a face that it is asked about.
     """
 
     name: str = "vit_base_patch16_224"
@@ -26,6 +28,7 @@ class EncoderConfig:
     depth: int | None = None
     num_heads: int | None = None
     drop_path_rate: float = 0.0
+    patch_drop_rate: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", _pair(self.image_size))

@@ -11,10 +11,22 @@ from torch.nn import functional as F
 from finetune.affect import AffectTask
 from finetune.config import AffectConfig
 from finetune.dan import AFFECTNET8, DAN, class_order
-from finetune.emma import EMMA, AffectOutput, split_outputs
+from finetune.emma import EMMA, AffectOutput, FaceViT, split_outputs
+from pretrain.masking import mask_noise, random_masking
 from pretrain.pixels import PixelNorm
 from shards.labels import EXPR8
-from tests.finetune.tiny import faces, portions, run_step, tiny_dan, tiny_emma, tiny_vit, without
+from tests.finetune.tiny import (
+    FLAT,
+    TINY_VIT,
+    faces,
+    portions,
+    run_step,
+    tiny_dan,
+    tiny_emma,
+    tiny_encoder,
+    tiny_vit,
+    without,
+)
 
 PAPER, RELEASED = AffectConfig(), AffectConfig("released")
 BATCH = faces(12)
@@ -169,6 +181,51 @@ def test_drop_path_without_keys_is_refused_in_training_alone(kind: str, dan: DAN
     with torch.no_grad():
         one, two = model.eval()(BATCH.images), model(BATCH.images, BATCH.rng)
     assert torch.equal(one.expr, two.expr)
+
+
+def paint(images: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """Black in these patches (B, n) of 8 pixels, everything else as it was."""
+    cells = images.clone().unfold(2, 8, 8).unfold(3, 8, 8)
+    for face, places in enumerate(patches):
+        cells[face, :, places // 4, places % 4] = 0
+    return cells.permute(0, 1, 2, 4, 3, 5).reshape(images.shape)
+
+
+@pytest.mark.parametrize("kind", ["emma", "vit"])
+def test_dropped_patches_are_not_seen_in_training_and_all_are_afterwards(kind: str, dan: DAN):
+    emma = kind == "emma"
+    model = tiny_emma(dan, patch_drop_rate=0.75) if emma else tiny_vit(patch_drop_rate=0.75)
+    masking = random_masking(mask_noise(BATCH.rng, 16), 4)
+    unseen, one_seen = paint(BATCH.images, masking.ids_masked), paint(BATCH.images, masking.ids_keep[:, :1])
+    outputs = [model.train()(images, BATCH.rng) for images in (BATCH.images, unseen, one_seen)]
+    assert torch.equal(outputs[0].expr, outputs[1].expr) and torch.equal(outputs[0].au, outputs[1].au)
+    assert (outputs[0].expr != outputs[2].expr).any(dim=1).all()
+    if emma:
+        assert not torch.equal(outputs[0].expr_cnn, outputs[1].expr_cnn)
+    with torch.no_grad():
+        every, plain = model.eval()(unseen), (tiny_emma(dan) if emma else tiny_vit()).eval()(unseen)
+    assert torch.equal(every.expr, plain.expr)
+
+
+def test_what_is_dropped_goes_by_the_face_not_by_its_batch():
+    model = tiny_vit(patch_drop_rate=0.5).train()
+    together = model(BATCH.images, BATCH.rng).expr
+    apart = [model(part.images, part.rng).expr for part in portions(BATCH, 5)]
+    torch.testing.assert_close(torch.cat(apart), together)
+
+
+@pytest.mark.parametrize("rate", [-0.1, 0.99, 1.0])
+def test_a_patch_drop_rate_that_leaves_nothing_is_refused(rate: float):
+    with pytest.raises(ValueError, match=f"encoder.patch_drop_rate={rate}: mask_ratio"):
+        tiny_vit(patch_drop_rate=rate)
+
+
+def test_patches_are_not_dropped_without_keys():
+    encoder = tiny_encoder(config=replace(TINY_VIT, drop_path_rate=0.0))
+    model = FaceViT(encoder, FLAT, patch_drop_rate=0.5).train()
+    with pytest.raises(ValueError, match="patches are dropped by the samples' random keys: pass them in"):
+        model(BATCH.images)
+    model.eval()(BATCH.images)
 
 
 def test_float_images_count_as_normalised_for_both_networks(dan: DAN):

@@ -60,7 +60,7 @@ RUN = [
     "train.save_every=0",
 ]
 VIT = ["encoder.drop_path_rate=0.3", "head.readout=flat", "head.readout_dim=4", "optim.layer_decay=0.75"]
-FINETUNE = [*RUN, *VIT, "head.hidden_dim=16"]
+FINETUNE = [*RUN, *VIT, "encoder.patch_drop_rate=0.25", "head.hidden_dim=16"]
 LSD = [*TINY, *RUN, *VIT, "cotex.mask_ratio=0.5"]
 DAN = [*TINY_RUN, *RUN, "encoder.image_size=32", "dan.num_heads=1"]
 OWN = {"lsd": LSD, "dan": DAN}
@@ -313,11 +313,13 @@ def test_each_task_has_its_heads_and_model(smooth: Path) -> None:
         check_predictions(Path(task), {"au"} if task == "au" else {"valence", "arousal"})
 
 
-def test_the_saved_encoder_decides_the_size_and_the_config_its_drop_path(sources: list[str]) -> None:
-    config = load_config("", ["task=expr", sources[0], "encoder.drop_path_rate=0.2"])
+def test_the_saved_encoder_decides_the_size_and_the_config_what_is_dropped(sources: list[str]) -> None:
+    rates = ["encoder.drop_path_rate=0.2", "encoder.patch_drop_rate=0.5"]
+    config = load_config("", ["task=expr", sources[0], *rates])
     spec = plan_model(config, LabelSpace(), find_sources(config))
     assert spec.image_size == spec.encoder.image_size == (32, 32)
-    assert (spec.encoder.depth, spec.encoder.embed_dim, spec.encoder.drop_path_rate) == (2, 32, 0.2)
+    assert (spec.encoder.depth, spec.encoder.embed_dim) == (2, 32)
+    assert (spec.encoder.drop_path_rate, spec.encoder.patch_drop_rate) == (0.2, 0.5)
 
 
 def test_random_weights_follow_the_seed(smooth: Path) -> None:
