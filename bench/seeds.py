@@ -1,12 +1,14 @@
 """Does each part help? Finetunings in pairs that differ in one thing, over several seeds, on held-out people.
 
-    python -m bench.seeds INIT CNN [--seeds 0 1 2] [--shards FOLDERS] [key=value …]
+    python -m bench.seeds INIT CNN [key=value …] [--seeds 0 1 2] [--cells NAME …] [--shards FOLDERS]
+    python -m bench.seeds INIT CNN --cost
 
 INIT is a pretraining run, CNN a DAN run. Each cell is a configuration that comes with faceprior and at most
 two settings, trained once for each seed (`runs/seeds/…`; what was finished before is not trained again), and
 scored on the splits val and test together, people that no run learned from. A figure is the mean over the
-seeds; a difference has a 95 % interval by a bootstrap over people, the same resamples on both sides. Then the
-cost of one training step of CoTEX with and without masks: seconds, and bytes kept for the backward pass.
+seeds; a difference has a 95 % interval by a bootstrap over people, the same resamples on both sides.
+`--cost` trains nothing and measures, on a machine that does nothing else, one training step of CoTEX with
+and without masks: seconds, and bytes kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -142,18 +144,30 @@ def main() -> None:
     parser.add_argument("init", metavar="INIT")
     parser.add_argument("cnn", metavar="CNN")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    names = ", ".join(CELLS).replace("%", "%%")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS), metavar="NAME", help=names)
+    parser.add_argument("--cost", action="store_true")
     parser.add_argument("--shards", default="")
     parser.add_argument("settings", nargs="*", metavar="key=value")
     asked = parser.parse_intermixed_args()
+    if asked.cost:
+        for ratio in (0.0, 0.75):
+            seconds, megabytes = step_cost(ratio, asked.init, 64)
+            print(f"CoTEX, {ratio:.0%} masked, 64 faces: {seconds:.2f} s a step, {megabytes:.0f} MB kept")
+        return
     asked.shards = asked.shards or str(make_default())
     for seed in asked.seeds:
-        for cell in CELLS:
+        for cell in asked.cells:
             train(cell, seed, asked)
-    found = {cell: [held_out(run_of(cell, seed), asked.shards) for seed in asked.seeds] for cell in CELLS}
-    groups, _ = groups_of(found[PAIRS[0][0]][0])
+    found = {
+        cell: [held_out(run_of(cell, seed), asked.shards) for seed in asked.seeds] for cell in asked.cells
+    }
+    groups, _ = groups_of(found[asked.cells[0]][0])
     every = np.arange(len(groups))
     print(f"{len(groups)} held-out faces, seeds {', '.join(map(str, asked.seeds))}")
     for better, other, name in PAIRS:
+        if not found.keys() >= {better, other}:
+            continue
         ours, theirs = figure(found[better], name), figure(found[other], name)
         low, high = bootstrap_difference(ours, theirs, groups, RESAMPLES, seed=0)
         difference = ours(every) - theirs(every)
@@ -165,9 +179,6 @@ def main() -> None:
             f"{name:9s} {better:18s} {ours(every):.3f}   {other:20s} {theirs(every):.3f}   difference "
             f"{difference:+.3f} [{low:+.3f}, {high:+.3f}], by seed {', '.join(f'{x:+.3f}' for x in single)}"
         )
-    for ratio in (0.0, 0.75):
-        seconds, megabytes = step_cost(ratio, asked.init, 64)
-        print(f"CoTEX, {ratio:.0%} masked, 64 faces: {seconds:.2f} s a step, {megabytes:.0f} MB kept")
 
 
 def pairs(
