@@ -38,6 +38,7 @@ from pipelines.predictconfig import PredictConfig
 from pipelines.predictor import align_config
 from pipelines.probe import ProbeSet, load_probe_set, pixel_features, ridge_outputs, token_features
 from pipelines.scores import RESAMPLES
+from pretrain.hog import orientation_maps
 from shards.align import Aligner, load_image
 from shards.labels import EXPR8, DataError
 from shards.shardset import ShardSet, open_shards
@@ -89,19 +90,7 @@ def hog(images: Tensor, cell: int = 8, orientations: int = 9) -> Tensor:
     Returns:
         (N, (H/cell − 1)·(W/cell − 1)·4·orientations) float32.
     """
-    grey = images.float().mean(1, keepdim=True) / 255
-    padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
-    dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2])[:, 0]
-    dy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1])[:, 0]
-    place = torch.atan2(dy, dx).remainder(torch.pi) / torch.pi * orientations
-    low = place.floor()
-    share = place - low
-    low = low.long() % orientations
-    strength = torch.hypot(dx, dy)
-    bins = torch.zeros(len(images), orientations, *strength.shape[1:])
-    bins.scatter_(1, low[:, None], (strength * (1 - share))[:, None])
-    bins.scatter_add_(1, ((low + 1) % orientations)[:, None], (strength * share)[:, None])
-    cells = F.avg_pool2d(bins, cell)
+    cells = F.avg_pool2d(orientation_maps(images.float() / 255, orientations), cell)
     blocks = torch.cat(
         [cells[..., :-1, :-1], cells[..., 1:, :-1], cells[..., :-1, 1:], cells[..., 1:, 1:]], 1
     )

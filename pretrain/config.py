@@ -52,6 +52,8 @@ class MAEConfig:
         decoder_dim, decoder_depth, decoder_heads: width, blocks and heads of the decoder.
         predict_ratio: share of the masked patches that a training step predicts, in (0, 1]; the others cost
             the decoder nothing. Evaluation predicts all.
+        hog_weight: of a second loss: the decoder also predicts the patches' histograms of oriented gradients
+            (MaskFeat, Wei et al. 2022), standardised like norm_pix; in training only. 0 is MAE as published.
     """
 
     mask_ratio: float = 0.75
@@ -60,3 +62,4 @@ class MAEConfig:
     decoder_depth: int = 8
     decoder_heads: int = 16
     predict_ratio: float = 1.0
+    hog_weight: float = 0.0

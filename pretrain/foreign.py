@@ -18,6 +18,7 @@ from pretrain.posembed import interpolate_table, sincos_table
 
 _HEADS = ("head.", "fc_norm.", "head_dist.")
 _DECODER = ("decoder_", "mask_token")
+_HISTOGRAMS = ("decoder_hog.",)
 _TABLES = ("pos_embed", "decoder_pos_embed")
 
 
@@ -44,8 +45,9 @@ def load_foreign(
 ) -> LoadReport:
     """Loads foreign weights in place and says what became of each name.
 
-    A whole encoder is required; a decoder may be absent as a whole. A state whose final norm was replaced by
-    `fc_norm` (mean-pooled finetuning) leaves `norm` at its initial values and reports it missing.
+    A whole encoder is required; a decoder may be absent as a whole, and what predicts histograms
+    (`hog_weight`) in either. A state whose final norm was replaced by `fc_norm` (mean-pooled finetuning)
+    leaves `norm` at its initial values and reports it missing.
 
     Args:
         model: an encoder of `build_encoder`, or a MAE.
@@ -59,7 +61,7 @@ def load_foreign(
     own = {name.removeprefix("encoder."): tensor for name, tensor in model.state_dict().items()}
     foreign = _tensors(state)
     unknown = sorted(foreign.keys() - own.keys())
-    ignorable = _HEADS if isinstance(model, MAE) else _HEADS + _DECODER
+    ignorable = _HEADS + (_HISTOGRAMS if isinstance(model, MAE) else _DECODER)
     ignored = [name for name in unknown if name.startswith(ignorable)]
     missing = sorted(own.keys() - foreign.keys())
     _check_names(own, missing, sorted(set(unknown) - set(ignored)), foreign)
@@ -124,7 +126,7 @@ def _check_names(
     own: Mapping[str, Tensor], missing: list[str], unknown: list[str], foreign: Mapping[str, Tensor]
 ) -> None:
     """Raises ValueError unless the encoder is whole and the decoder whole or absent."""
-    allowed: set[str] = set()
+    allowed = {name for name in own if name.startswith(_HISTOGRAMS)}
     decoder = {name for name in own if name.startswith(_DECODER)}
     if not decoder & foreign.keys():
         allowed |= decoder

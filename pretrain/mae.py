@@ -6,6 +6,7 @@ are added by index, so nothing is shuffled back, and "the masked tokens" is a sl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import MAEConfig
 from pretrain.encoder import VisionTransformer, build_blocks, encode_visible, fill_sincos, init_weights
+from pretrain.hog import ORIENTATIONS, cells_of, hog_patches
 from pretrain.masking import Masking, num_keep, random_masking
 from pretrain.patches import gather_patches, patchify, unpatchify
 from pretrain.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNorm
@@ -29,12 +31,14 @@ class MAEOutput(NamedTuple):
     R is M, but in training with a `predict_ratio` below 1 less.
 
     Attributes:
-        loss: scalar, mean of `losses`.
+        loss: scalar, mean of `losses`; in training with a `hog_weight`, that weight times `hog_loss` more.
         losses: (B,) mean squared error over each sample's R patches.
         pred: (B, R, P) for the first R of `masking.ids_masked`; with predict_all (B, L, P) in position order.
             In the target's space.
         target: (B, R, P) for the first R of `masking.ids_masked`, float32.
         masking: which patches were masked.
+        hog_loss: scalar, mean squared error of the R patches' histograms of oriented gradients; None where
+            they are not predicted.
     """
 
     loss: Tensor
@@ -42,6 +46,7 @@ class MAEOutput(NamedTuple):
     pred: Tensor
     target: Tensor
     masking: Masking
+    hog_loss: Tensor | None = None
 
 
 class Reconstruction(NamedTuple):
@@ -70,8 +75,8 @@ class MAE(nn.Module):
         generator: source of the decoder's random weights; None draws from torch's own.
 
     Raises:
-        ValueError: the mask ratio keeps or masks no patch, the predict ratio is out of range, or decoder
-            sizes do not fit.
+        ValueError: the mask ratio keeps or masks no patch, the predict ratio or the weight of the histograms
+            is out of range, or decoder sizes do not fit.
     """
 
     def __init__(
@@ -97,6 +102,8 @@ class MAE(nn.Module):
             raise ValueError(f"decoder_depth must be at least 1, got {config.decoder_depth}")
         if not 0 < config.predict_ratio <= 1:
             raise ValueError(f"predict_ratio must lie in (0, 1], got {config.predict_ratio}")
+        if not 0 <= config.hog_weight < math.inf:
+            raise ValueError(f"hog_weight must be 0 or more, got {config.hog_weight}")
         num_masked = self.num_patches - self.num_keep
         self.num_predict = max(1, int(num_masked * config.predict_ratio))
         dim = config.decoder_dim
@@ -115,6 +122,10 @@ class MAE(nn.Module):
         fill_sincos(self.decoder_pos_embed, self.grid, self.num_prefix_tokens)
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
             init_weights(part, generator)
+        if config.hog_weight:
+            rows, columns = cells_of(self.patch_size)
+            self.decoder_hog = nn.Linear(dim, rows * columns * ORIENTATIONS)
+            init_weights(self.decoder_hog, generator)
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         """Computes the blocks' activations again in the backward pass instead of keeping them."""
@@ -143,12 +154,18 @@ class MAE(nn.Module):
         ids_predict = masking.ids_masked if every else masking.ids_masked[:, : self.num_predict]
         target = self.target(gather_patches(patches, ids_predict))
         latent = encode_visible(self.encoder, visible, masking.ids_keep)
-        pred = self.decode(latent, masking._replace(ids_masked=ids_predict), predict_all)
-        pred_masked = pred[:, -target.shape[1] :]
-        losses = patch_losses(pred_masked, target)
+        tokens = self.decode(latent, masking._replace(ids_masked=ids_predict), predict_all)
+        pred: Tensor = self.decoder_pred(tokens)
+        losses = patch_losses(pred[:, -target.shape[1] :], target)
+        loss, hog_loss = losses.mean(), None
+        if self.config.hog_weight and self.training:
+            histograms = hog_patches(self.pixels(images), self.patch_size)
+            goal = gather_patches(histograms, ids_predict)
+            hog_loss = patch_losses(self.decoder_hog(tokens[:, -target.shape[1] :]), goal).mean()
+            loss = loss + self.config.hog_weight * hog_loss
         if predict_all:
             pred = gather_patches(pred, masking.ids_restore)
-        return MAEOutput(losses.mean(), losses, pred, target, masking)
+        return MAEOutput(loss, losses, pred, target, masking, hog_loss)
 
     def patchify(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) images of the encoder's size to (B, L, P) patches of the same dtype."""
@@ -171,7 +188,7 @@ class MAE(nn.Module):
         return (pixels - mean) / std
 
     def decode(self, latent: Tensor, masking: Masking, predict_all: bool = False) -> Tensor:
-        """Predicts patches from the latent tokens of the visible ones.
+        """The decoder's tokens of patches, of which `decoder_pred` makes pixels, from latent visible tokens.
 
         Args:
             latent: (B, prefix + K, D) from `encode_visible`.
@@ -179,7 +196,8 @@ class MAE(nn.Module):
             predict_all: predict the K visible patches too.
 
         Returns:
-            (B, M, P) in the order of `masking.ids_masked`; with predict_all (B, K + M, P), visible first.
+            (B, M, decoder_dim) in the order of `masking.ids_masked`; with predict_all (B, K + M, …), visible
+            first.
         """
         batch_size, num_masked = masking.ids_masked.shape
         table = self.decoder_pos_embed[0]
@@ -197,8 +215,8 @@ class MAE(nn.Module):
             tokens = last(tokens)[:, self.num_prefix_tokens :]
         else:
             tokens = last_tokens_of_block(last, tokens, num_masked)
-        pred: Tensor = self.decoder_pred(self.decoder_norm(tokens))
-        return pred
+        normed: Tensor = self.decoder_norm(tokens)
+        return normed
 
     def to_pixels(self, pred: Tensor, patches: Tensor) -> Tensor:
         """Predictions back in pixel space, norm_pix undone with each true patch's own mean and variance.

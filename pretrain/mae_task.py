@@ -31,7 +31,10 @@ class MaeTask:
         for batch in batches:
             output: MAEOutput = model(batch.images, mask_noise(batch.rng, self.num_patches))
             loss = output.loss / len(batches)
-            yield StepOutput(loss, {"loss": loss.detach()})
+            logs = {"loss": loss.detach()}
+            if output.hog_loss is not None:
+                logs["loss_hog"] = output.hog_loss.detach() / len(batches)
+            yield StepOutput(loss, logs)
 
     def predict(self, model: MAE, batch: ImageBatch) -> dict[str, Tensor]:
         """Scores each sample; all (B,) float32.

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
@@ -6,7 +8,7 @@ from tiny import tiny_mae
 from pretrain.config import EncoderConfig
 from pretrain.encoder import VisionTransformer, build_encoder
 from pretrain.foreign import load_foreign
-from pretrain.mae import reference_state_dict
+from pretrain.mae import MAE, reference_state_dict
 from pretrain.posembed import interpolate_table, sincos_table
 
 
@@ -28,6 +30,16 @@ def test_a_released_mae_file_loads_whole_into_a_mae():
     assert len(report.loaded) == len(source.state_dict())
     assert report[1:] == ((), (), (), ())
     assert torch.equal(model.decoder_pred.weight, source.decoder_pred.weight)
+
+
+def test_what_predicts_histograms_may_be_absent_in_either():
+    plain = tiny_mae()
+    with_hog = MAE(plain.encoder, replace(plain.config, hog_weight=1.0))
+    drawn = {name: value.clone() for name, value in with_hog.decoder_hog.state_dict().items()}
+    report = load_foreign(with_hog, reference_state_dict(plain))
+    assert report.missing == ("decoder_hog.bias", "decoder_hog.weight")
+    assert torch.equal(with_hog.decoder_hog.weight, drawn["weight"])
+    assert load_foreign(plain, reference_state_dict(with_hog)).ignored == report.missing
 
 
 def test_an_encoder_takes_its_part_of_a_mae_and_names_the_rest():

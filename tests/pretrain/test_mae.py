@@ -6,6 +6,7 @@ from tiny import golden_inputs, golden_mae, smooth_batch, tiny_mae
 
 from pretrain.config import EncoderConfig
 from pretrain.encoder import build_blocks, build_encoder, encode_visible
+from pretrain.hog import hog_patches
 from pretrain.mae import (
     MAE,
     MAEConfig,
@@ -115,6 +116,49 @@ def test_the_predict_ratio_counts_patches(ratio, count):
 def test_a_predict_ratio_out_of_range_is_refused(ratio):
     with pytest.raises(ValueError, match="predict_ratio"):
         with_predict_ratio(ratio)
+
+
+def with_hog(weight, **settings):
+    model = tiny_mae()
+    config = replace(model.config, hog_weight=weight, **settings)
+    return MAE(model.encoder, config, generator=torch.Generator().manual_seed(1))
+
+
+def test_histograms_of_the_predicted_patches_are_a_second_loss():
+    batch = smooth_batch(3)
+    model, noise = with_hog(0.5, predict_ratio=0.5).train(), mask_noise(batch.rng, 16)
+    output = model(batch.images, noise)
+    ids = output.masking.ids_masked[:, : model.num_predict]
+    goal = gather_patches(hog_patches(model.pixels(batch.images), (8, 8)), ids)
+    latent = encode_visible(
+        model.encoder,
+        model.pixels.patches(gather_patches(model.patchify(batch.images), output.masking.ids_keep)),
+        output.masking.ids_keep,
+    )
+    said = model.decoder_hog(model.decode(latent, output.masking._replace(ids_masked=ids)))
+    torch.testing.assert_close(output.hog_loss, (said - goal).square().mean())
+    torch.testing.assert_close(output.loss, output.losses.mean() + 0.5 * output.hog_loss)
+    output.loss.backward()
+    assert model.decoder_hog.weight.grad.abs().sum() > 0
+
+
+def test_histograms_change_neither_the_published_mae_nor_what_evaluation_says():
+    batch = smooth_batch(3)
+    plain, other = tiny_mae(), with_hog(2.0)
+    noise = mask_noise(batch.rng, 16)
+    assert not any("hog" in name for name in plain.state_dict())
+    shared = {name: value for name, value in other.state_dict().items() if "hog" not in name}
+    assert plain.state_dict().keys() == shared.keys()
+    assert all(torch.equal(value, shared[name]) for name, value in plain.state_dict().items())
+    one, two = plain.eval()(batch.images, noise), other.eval()(batch.images, noise)
+    assert torch.equal(one.loss, two.loss) and two.hog_loss is None
+    assert plain.train()(batch.images, noise).hog_loss is None
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("inf"), float("nan")])
+def test_a_weight_of_the_histograms_out_of_range_is_refused(weight):
+    with pytest.raises(ValueError, match="hog_weight must be 0 or more, got"):
+        with_hog(weight)
 
 
 def test_the_last_tokens_of_a_block_are_exact():
