@@ -84,6 +84,19 @@ def test_layouts_of_one_process_agree(
     assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
 
 
+def test_histograms_of_gradients_are_learned_too_and_resume_and_split_alike(
+    smooth: Path, finished: Path, tmp_path: Path
+) -> None:
+    hog, runs = "mae.hog_weight=0.5", [tmp_path / name for name in ("whole", "stopped", "split")]
+    assert train(smooth, runs[0], hog) == 0
+    assert train(smooth, runs[1], hog, "train.stop_at_step=9") == train(smooth, runs[1], hog) == 0
+    assert weights(runs[0]) == weights(runs[1]) != weights(finished)
+    said = [row for row in metrics(runs[0]) if row["kind"] == "train"]
+    assert said[-1]["loss_hog"] < said[0]["loss_hog"] - 0.01
+    assert train(smooth, runs[2], hog, "train.batch_size=4") == 0
+    assert losses(runs[2]) == pytest.approx(losses(runs[0]), abs=1e-5)
+
+
 def test_another_order_is_another_training(smooth: Path, finished: Path, tmp_path: Path) -> None:
     """Or the comparison of layouts would compare nothing."""
     assert train(smooth, tmp_path / "run", "data.window_shards=1", "train.stop_at_step=7") == 0
