@@ -5,8 +5,9 @@
 A step is forward, backward, clipping and update: ours is `pipelines.loop.train_step` on the model that a
 configuration builds; the plain one (`bench.plain`) has copies of the same weights, PyTorch's default AdamW,
 and images that are already normalised floats. Before anything is timed both compute the same batch and must
-agree in loss and gradients. Drop path and modality dropout are off on both sides, as they are random.
-Below, frames a second of MRAN's colour encoders, and what memory the chain of a video model takes.
+agree in loss and gradients. On a CPU both are in fp32 here (`bench.bf16_steps` has the other precision). Drop
+path and modality dropout are off on both sides, as they are random. Below, frames a second of MRAN's colour
+encoders, and what memory the chain of a video model takes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +35,7 @@ from pipelines.dryrun import random_batch, random_clips
 from pipelines.finetuning import build_trainable
 from pipelines.loop import Trainee, build_accelerator, train_step
 from pipelines.optim import build_optimizer, param_groups, set_learning_rate
-from pretrain.encoder import build_encoder
+from pretrain.encoder import build_encoder, choose_attention
 from pretrain.masking import mask_noise
 from pretrain.pixels import PixelNorm
 
@@ -44,6 +45,7 @@ _NAMES = ("encoder.name=vit_tiny_patch16_224", "encoder.patch_size=8")
 _TINY = (*_NAMES, *_SIZES.format(112, 128, 4, 4).split())  # as in the demos
 _QUICK = (*_NAMES, *_SIZES.format(64, 32, 2, 2).split())
 _LR = 1e-6
+_PLAIN_BF16 = "plain, bf16"
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Contest:
 
     Attributes:
         work: what it is, with sizes.
-        config: of ours. batch_size: faces or clips.
+        name: of the configuration; "" = default settings. config: of ours. batch_size: faces or clips.
         plain: our model and its configuration -> the plain one.
         plain_loss: the plain model's loss of a batch; with True, as ours defines it and on the same masks,
             to be compared.
@@ -61,6 +63,7 @@ class Contest:
     """
 
     work: str
+    name: str
     config: RunConfig
     batch_size: int
     plain: Callable[[Any, RunConfig], nn.Module]
@@ -74,21 +77,26 @@ def rows(asked: Asked) -> list[Row]:
     if asked.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     chain = [clip_chain(asked)]  # first, while this process is small
-    dtype = torch.bfloat16 if asked.device == "cuda" else torch.float32
-    ceiling = gemm_flops(dtype, asked.device, 512 if asked.quick else 0)
+    precision = "bf16" if asked.device == "cuda" else "fp32"
     return [
-        *(contest_row(contest, asked, ceiling) for contest in contests(asked)),
+        *contest_rows(contests(asked, precision), asked, precision),
         *color_rows(asked),
         *chain,
     ]
 
 
-def contests(asked: Asked) -> Iterator[Contest]:
+def contest_rows(asked_for: Iterable[Contest], asked: Asked, precision: str) -> list[Row]:
+    """Each contest's row; all are in the one precision that accelerate keeps for a process."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    ceiling = gemm_flops(dtype, asked.device, 512 if asked.quick else 0)
+    return [contest_row(contest, asked, ceiling) for contest in asked_for]
+
+
+def contests(asked: Asked, precision: str) -> Iterator[Contest]:
     """The steps; in `--quick` and on a GPU of other sizes."""
     quick, cuda = asked.quick, asked.device == "cuda"
 
     def config(name: str, *settings: str) -> RunConfig:
-        precision = "bf16" if cuda else "fp32"
         own = (*settings, *(_QUICK if quick else ()), f"train.precision={precision}")
         return load_config(name, (*own, "encoder.drop_path_rate=0"))
 
@@ -98,6 +106,7 @@ def contests(asked: Asked) -> Iterator[Contest]:
         size = 2 if quick else 64 if cuda else count
         yield Contest(
             f"CoTEX step, {ratio} % masked, two {vit}, {size} faces",
+            "lsd_abaw4",
             config("lsd_abaw4", f"cotex.mask_ratio={ratio / 100}", "cotex.js_weight=1"),
             size,
             lambda model, config: PlainCoTEX(model, config.cotex.js_weight),
@@ -111,6 +120,7 @@ def contests(asked: Asked) -> Iterator[Contest]:
         size = 2 if quick else 64 if cuda else count
         yield Contest(
             f"EMMA step ({name}), DAN beside one {what}, {size} faces",
+            name,
             config(name),
             size,
             lambda model, config: PlainEMMA(model),
@@ -120,6 +130,7 @@ def contests(asked: Asked) -> Iterator[Contest]:
         if name == "mtl_small":
             yield Contest(
                 f"EMMA step ({name}), the same, but the plain one's DAN frozen too",
+                name,
                 config(name),
                 size,
                 lambda model, config: PlainEMMA(model, frozen=True),
@@ -136,6 +147,7 @@ def contests(asked: Asked) -> Iterator[Contest]:
         size = 2 if quick else 32 if cuda else count
         yield Contest(
             f"MRAN step ({what}), {size} clips of {chosen.clip.num_frames} frames",
+            name,
             chosen,
             size,
             lambda model, config: PlainMRAN(model, config.mran.loss),
@@ -162,6 +174,7 @@ def contest_row(contest: Contest, asked: Asked, ceiling: float) -> Row:
     config, device = contest.config, torch.device(asked.device)
     accelerator = build_accelerator(config.train)
     model, task = build_trainable(config)
+    mixed = config.train.precision == "bf16"
     plain = contest.plain(model, config).to(device).train()
     made = random_clips if config.data_kind == "clips" else random_batch
     batch: Any = made(contest.batch_size, config).to(device)
@@ -171,23 +184,24 @@ def contest_row(contest: Contest, asked: Asked, ceiling: float) -> Row:
         named = zip(group["names"], group["params"], strict=True)
         group["params"] = [parameter for name, parameter in named if not name.startswith("cnn.")]
     optimizer = build_optimizer(groups[0], config.optim)
+    choose_attention(model, device, mixed)
     prepared, optimizer = accelerator.prepare(model, optimizer)
     betas = config.optim.beta1, config.optim.beta2
     plain_optimizer = torch.optim.AdamW(groups[1], betas=betas, eps=config.optim.eps)
     for one in (optimizer, plain_optimizer):
         set_learning_rate(one, _LR)
-    autocast = partial(torch.autocast, asked.device, torch.bfloat16) if device.type == "cuda" else nullcontext
+    autocast = partial(torch.autocast, asked.device, torch.bfloat16)
     flops = _check(
         prepared.train(),
         plain,
         lambda: next(iter(task.step(prepared, [batch]))).loss,
         lambda: contest.plain_loss(plain, seen, True),
-        autocast,
-        0.05 if device.type == "cuda" else 2e-3,
+        partial(autocast, enabled=mixed),
+        0.05 if mixed else 2e-3,
     )
 
-    def plain_step() -> None:
-        with autocast():
+    def plain_step(mixed: bool = mixed and device.type == "cuda") -> None:
+        with autocast(enabled=mixed):
             loss = contest.plain_loss(plain, seen, False)
         torch.autograd.backward(loss)
         if config.optim.clip_grad:
@@ -196,7 +210,12 @@ def contest_row(contest: Contest, asked: Asked, ceiling: float) -> Row:
         plain.zero_grad()
 
     trainee = Trainee(task, prepared, optimizer)
-    steps = {"ours": lambda: train_step(trainee, [batch], config.optim, accelerator), "plain": plain_step}
+    steps: dict[str, Callable[[], object]] = {
+        "ours": lambda: train_step(trainee, [batch], config.optim, accelerator),
+        "plain": plain_step,
+    }
+    if mixed and device.type == "cpu":
+        steps[_PLAIN_BF16] = partial(plain_step, True)
     steps["ours"]()
     with FlopCounterMode(display=False) as counted:
         plain_step()
@@ -270,9 +289,9 @@ def _contest_row(
     ratio = times_as_fast(seconds["ours"], seconds["plain"])
     update = {name: Spread.of(values).median for name, values in updates.items()}
     step = {name: Spread.of(values).median for name, values in seconds.items()}
-    ceiling = max(ceiling, *(count / min(seconds[name]) for name, count in zip(seconds, flops)))
+    ceiling = max(ceiling, *(count / min(seconds[name]) for name, count in zip(("ours", "plain"), flops)))
     possible = min(seconds["plain"]) / (flops[0] / ceiling + min(updates["ours"]))
-    rest = {name: step[name] - update[name] for name in step}
+    rest = {name: step[name] - update[name] for name in update}
     note = (
         f"Products and convolutions are {flops[0] / 1e9:,.3g} GFLOP in ours and {flops[1] / 1e9:,.3g} in the "
         f"plain step, {flops[1] / flops[0]:.2f} × as many; at the {ceiling / 1e9:,.0f} GFLOP/s that they "
@@ -282,6 +301,12 @@ def _contest_row(
     )
     size, unit = contest.batch_size, f"{contest.config.data_kind}/s"
     texts = {name: Spread.of(rates(values, size)).text(",.2f") for name, values in seconds.items()}
+    if _PLAIN_BF16 in seconds:
+        equal = times_as_fast(seconds["ours"], seconds[_PLAIN_BF16]).text(".2f")
+        note = (
+            f"Under bf16 autocast the plain step makes {texts[_PLAIN_BF16]} {unit}: ours is {equal} × as "
+            f"fast. {note}"
+        )
     return Row(
         contest.work,
         f"{contest.goal:g} × plain" if contest.goal else "stated",

@@ -37,7 +37,7 @@ from finetune.mran_volume import (
     without_bias,
 )
 from finetune.readout import build_head
-from pretrain.encoder import VisionTransformer
+from pretrain.encoder import VisionTransformer, has_convolution
 from shards import keyed
 
 _HEAD_START = 0.1
@@ -189,10 +189,10 @@ class Guide(nn.Module):
         for name in self.modalities:
             if config.stem == "conv":
                 stem: ConvStem | PatchStem = ConvStem(image_size, color.grid, config.dim, generator)
-            elif isinstance(color.encoder, VisionTransformer):
+            elif isinstance(color.encoder, VisionTransformer) and has_convolution(color.encoder):
                 stem = PatchStem(color.encoder)
             else:
-                raise ValueError("mran.stem=patch starts as a ViT's, and colour has none: use conv")
+                raise ValueError("mran.stem=patch starts as a ViT's convolution; colour has none: use conv")
             self.stems[name] = stem
             self.projects[name] = place_by_place(stem.num_features, config.dim, generator)
             if self.recurrent:

@@ -436,10 +436,11 @@ def encoder_file(
         alignment: the recipes by which its training faces were aligned.
         rendered: whether those faces were rendered.
     """
+    arguments = {"name": config.name, "arguments": timm_arguments(config)}
     facts = {
         "format": "faceprior-encoder",
         "version": VERSION,
-        "timm": {"name": config.name, "arguments": timm_arguments(config)},
+        "timm": arguments if config.patch_embedding == "pixels" else None,  # timm has no other
         "config": asdict(config),
         "image_size": list(config.image_size),
         "mean": list(IMAGENET_MEAN),

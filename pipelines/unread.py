@@ -18,7 +18,7 @@ READING_KINDS: Mapping[str, tuple[str, ...]] = {
     "data.order": _FINETUNED,
     "mae": ("mae",),
     **dict.fromkeys(("eval.probe_train", "eval.probe_val", "eval.pictures"), ("mae",)),
-    **dict.fromkeys(("encoder.name", "encoder.patch_size"), ("mae", *_VITS)),
+    **dict.fromkeys(("encoder.name", "encoder.patch_size", "encoder.patch_embedding"), ("mae", *_VITS)),
     **dict.fromkeys(("encoder.embed_dim", "encoder.depth", "encoder.num_heads"), ("mae", *_VITS)),
     "encoder.drop_path_rate": (*_VITS, "timm"),
     "encoder.patch_drop_rate": ("emma", "vit"),

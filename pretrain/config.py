@@ -19,6 +19,8 @@ class EncoderConfig:
             (`pretrain.droppath`); for finetuning.
         patch_drop_rate: share of the patches of each training image that the encoder does not see, in [0, 1)
             (PatchDropout, Liu et al. 2022); for finetuning. It sees all of a face that it is asked about.
+        patch_embedding: what a token is made of: "pixels", a ViT's; or "hog", the patch's histograms of
+            oriented gradients (`pretrain.hog.HOGEmbedding`), which are much alike in unlike pictures.
     """
 
     name: str = "vit_base_patch16_224"
@@ -29,8 +31,11 @@ class EncoderConfig:
     num_heads: int | None = None
     drop_path_rate: float = 0.0
     patch_drop_rate: float = 0.0
+    patch_embedding: str = "pixels"
 
     def __post_init__(self) -> None:
+        if self.patch_embedding not in ("pixels", "hog"):
+            raise ValueError(f"encoder.patch_embedding={self.patch_embedding!r:.80}: use pixels or hog")
         object.__setattr__(self, "image_size", _pair(self.image_size))
         if self.patch_size is not None:
             object.__setattr__(self, "patch_size", _pair(self.patch_size))

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from pretrain.config import EncoderConfig
 from pretrain.droppath import KeyedDropPath
+from pretrain.hog import HOGEmbedding
 from pretrain.patches import grid_of
 from pretrain.posembed import sincos_table
 
@@ -50,7 +51,10 @@ def build_encoder(config: EncoderConfig, generator: torch.Generator | None = Non
     encoder: Any = timm.create_model(
         config.name, drop_path_rate=config.drop_path_rate, weight_init="skip", **timm_arguments(config)
     )
-    grid_of(config.image_size, encoder.patch_embed.patch_size)
+    patch_size = tuple(encoder.patch_embed.patch_size)
+    grid_of(config.image_size, patch_size)
+    if config.patch_embedding == "hog":
+        encoder.patch_embed.proj = HOGEmbedding(patch_size, encoder.embed_dim)
     key_drop_paths(encoder)
     init_weights(encoder, generator)
     num_prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
@@ -156,8 +160,13 @@ def fill_sincos(pos_embed: nn.Parameter, grid: tuple[int, int], num_prefix_token
     pos_embed.requires_grad_(False)
 
 
+def has_convolution(encoder: VisionTransformer) -> bool:
+    """Whether its patches are embedded by a convolution over pixels."""
+    return isinstance(encoder.patch_embed.proj, nn.Conv2d)
+
+
 def embed_patches(encoder: VisionTransformer, patches: Tensor) -> Tensor:
-    """The patch convolution as a product, for patches already cut out.
+    """The patch embedding, a convolution as a product, for patches already cut out.
 
     Args:
         encoder: the ViT.
@@ -167,8 +176,11 @@ def embed_patches(encoder: VisionTransformer, patches: Tensor) -> Tensor:
         (B, K, D) without position.
     """
     proj = encoder.patch_embed.proj
-    weight = proj.weight.permute(0, 2, 3, 1).flatten(1)
-    tokens: Tensor = encoder.patch_embed.norm(F.linear(patches, weight, proj.bias))
+    if isinstance(proj, HOGEmbedding):
+        embedded = proj.embed(patches)
+    else:
+        embedded = F.linear(patches, proj.weight.permute(0, 2, 3, 1).flatten(1), proj.bias)
+    tokens: Tensor = encoder.patch_embed.norm(embedded)
     return tokens
 
 

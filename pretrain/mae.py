@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config import MAEConfig
 from pretrain.encoder import VisionTransformer, build_blocks, encode_visible, fill_sincos, init_weights
-from pretrain.hog import ORIENTATIONS, cells_of, hog_patches
+from pretrain.hog import hog_patches, num_values
 from pretrain.masking import Masking, num_keep, random_masking
 from pretrain.patches import gather_patches, patchify, unpatchify
 from pretrain.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNorm
@@ -123,8 +123,7 @@ class MAE(nn.Module):
         for part in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
             init_weights(part, generator)
         if config.hog_weight:
-            rows, columns = cells_of(self.patch_size)
-            self.decoder_hog = nn.Linear(dim, rows * columns * ORIENTATIONS)
+            self.decoder_hog = nn.Linear(dim, num_values(self.patch_size))
             init_weights(self.decoder_hog, generator)
 
     def set_grad_checkpointing(self, enable: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from finetune.mran_maps import ConvMap, ConvStem, InceptionMap, PatchStem, ViTMa
 from pretrain.encoder import encode
 from shards.clips import ClipBatch
 from tests.finetune.clips import SIZE, SMALL, clips, take, tiny_mran
-from tests.finetune.tiny import random, tiny_encoder
+from tests.finetune.tiny import TINY_VIT, random, tiny_encoder
 
 GUIDED = ("gate", "map", "early", "late", "both")
 BATCH = clips(3)
@@ -156,6 +157,9 @@ def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any]) -> Non
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a ViT"):
         build_mran(MRANConfig(), SIZE)
+    histograms = tiny_encoder(config=replace(TINY_VIT, patch_embedding="hog"))
+    with pytest.raises(ValueError, match="starts as a ViT's convolution; colour has none: use conv"):
+        build_mran(MRANConfig(stem="patch"), SIZE, histograms)
     with pytest.raises(ValueError, match="has 3 blocks"):
         tiny_mran(encoder="vit", tuned_blocks=4)
     with pytest.raises(ValueError, match="75 pixels or more"):

@@ -322,6 +322,15 @@ def test_the_saved_encoder_decides_the_size_and_the_config_what_is_dropped(sourc
     assert (spec.encoder.drop_path_rate, spec.encoder.patch_drop_rate) == (0.2, 0.5)
 
 
+def test_what_a_token_is_made_of_is_the_encoders_own(smooth: Path) -> None:
+    settings = ["init=random", "encoder.patch_embedding=hog", "run=one", "train.epochs=0.6"]
+    assert run_finetuning(settings_of("expr", smooth, *settings), "tiny") == 0
+    config = settings_of("va", smooth, "init=one", "run=two", "train.epochs=0.6")
+    assert plan_model(config, LabelSpace(), find_sources(config)).encoder.patch_embedding == "hog"
+    assert run_finetuning(config, "tiny") == 0
+    check_predictions(Path("two"), {"valence", "arousal"})
+
+
 def test_random_weights_follow_the_seed(smooth: Path) -> None:
     config = settings_of("expr", smooth, "init=random")
     spec = plan_model(config, LabelSpace(), Sources())

@@ -20,6 +20,7 @@ from pipelines.checkpoint import CheckpointError, load_encoder
 from pipelines.config import ConfigError
 from pipelines.rundir import latest
 from pretrain.encoder import encode
+from pretrain.hog import HOGEmbedding
 from shards.labels import DataError
 from tests.pipelines.launched import PYTHON, environment
 from tests.pipelines.tiny import TINY_MAE, last_checkpoint, losses, metrics, train, weights
@@ -95,6 +96,21 @@ def test_histograms_of_gradients_are_learned_too_and_resume_and_split_alike(
     assert said[-1]["loss_hog"] < said[0]["loss_hog"] - 0.01
     assert train(smooth, runs[2], hog, "train.batch_size=4") == 0
     assert losses(runs[2]) == pytest.approx(losses(runs[0]), abs=1e-5)
+
+
+def test_a_vit_that_sees_histograms_of_gradients_resumes_alike_and_says_what_it_is(
+    smooth: Path, finished: Path, tmp_path: Path
+) -> None:
+    hog, runs = "encoder.patch_embedding=hog", [tmp_path / name for name in ("whole", "stopped", "split")]
+    assert train(smooth, runs[0], hog) == 0
+    assert train(smooth, runs[1], hog, "train.stop_at_step=9") == train(smooth, runs[1], hog) == 0
+    assert weights(runs[0]) == weights(runs[1])
+    assert train(smooth, runs[2], hog, "train.batch_size=4") == 0
+    assert losses(runs[2]) == pytest.approx(losses(runs[0]), abs=1e-5)
+    assert isinstance(load_encoder(runs[0]).patch_embed.proj, HOGEmbedding)
+    with safe_open(last_checkpoint(runs[0]) / "encoder.safetensors", framework="pt") as file:
+        facts = json.loads(file.metadata()["faceprior"])
+    assert facts["timm"] is None and facts["config"]["patch_embedding"] == "hog"
 
 
 def test_another_order_is_another_training(smooth: Path, finished: Path, tmp_path: Path) -> None:

@@ -39,6 +39,8 @@ def test_the_table_names_settings_and_models_that_exist() -> None:
         ("pretrain_demo", "encoder.patch_drop_rate=0.5"),
         ("lsd_demo", "encoder.patch_drop_rate=0.5"),
         ("paper/table1_resnet50", "encoder.patch_drop_rate=0.5"),
+        ("paper/table1_resnet50", "encoder.patch_embedding=hog"),
+        ("dan_demo", "encoder.patch_embedding=hog"),
         ("mtl_demo", "mae.mask_ratio=0.5"),
         ("mtl_demo", "eval.pictures=3"),
         ("expr_demo", "eval.probe_train=0"),
