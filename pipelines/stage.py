@@ -193,6 +193,7 @@ def data_facts(train: ShardSet) -> dict[str, Any]:
         "sources": [manifest.source for manifest in train.manifests],
         "licences": [manifest.licence for manifest in train.manifests],
         "rendered": train.rendered,
+        "rendered_only": all(manifest.rendered for manifest in train.manifests),
         "num_samples": len(train),
         "num_left_out": sum(part.count for part in train.left_out),
         "alignment": [dict(manifest.alignment) for manifest in train.manifests],

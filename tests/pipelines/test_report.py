@@ -24,10 +24,16 @@ def test_rendered_faces_are_said_to_be_rendered_and_names_are_escaped(finished: 
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     facts = json.loads((run / "run.json").read_text())
-    facts["data"] |= {"rendered": True, "sources": ["<script>alert(1)</script>"]}
+    facts["data"] |= {"rendered": True, "rendered_only": True, "sources": ["<script>alert(1)</script>"]}
     (run / "run.json").write_text(json.dumps(facts))
     html = write_report([run]).read_text()
-    assert "people who do not exist" in html and "<script>" not in html
+    assert "This run learned from <b>rendered faces</b>: people who do not exist" in html
+    assert "<script>" not in html
+    facts["data"] |= {"rendered_only": False, "sources": ["one", "two", "one"]}
+    (run / "run.json").write_text(json.dumps(facts))
+    html = write_report([run]).read_text()
+    assert "Some of the faces that this run learned from are <b>rendered</b>" in html
+    assert "faces from one, two · licence" in html
 
 
 def test_several_runs_stand_side_by_side(finished: Path, tmp_path: Path) -> None:
