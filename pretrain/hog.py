@@ -19,12 +19,13 @@ _FAINT = 0.0075
 """Least root mean square of a patch's histograms that counts as its contrast, in the same units."""
 
 
-def orientation_maps(images: Tensor, orientations: int = ORIENTATIONS) -> Tensor:
+def orientation_maps(images: Tensor, orientations: int = ORIENTATIONS, signed: bool = False) -> Tensor:
     """Gradient strength by orientation, of the mean over the channels.
 
     Args:
         images: (B, C, H, W) float.
         orientations: bins over half a turn; a gradient is shared between the two nearest.
+        signed: bins over a whole turn: whether it is darker on this side of an edge or on that counts.
 
     Returns:
         (B, orientations, H, W), in the images' units for two pixels' distance.
@@ -33,7 +34,8 @@ def orientation_maps(images: Tensor, orientations: int = ORIENTATIONS) -> Tensor
     padded = F.pad(grey, (1, 1, 1, 1), mode="replicate")
     dx = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     dy = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
-    place = torch.atan2(dy, dx).remainder(torch.pi) / torch.pi * orientations
+    turn = 2 * torch.pi if signed else torch.pi
+    place = torch.atan2(dy, dx).remainder(turn) / turn * orientations
     low = place.floor()
     share, strength = place - low, torch.hypot(dx, dy)
     low = low.long() % orientations
@@ -47,10 +49,10 @@ def cells_of(patch_size: tuple[int, int]) -> tuple[int, int]:
     return 2 - patch_size[0] % 2, 2 - patch_size[1] % 2
 
 
-def num_values(patch_size: tuple[int, int]) -> int:
+def num_values(patch_size: tuple[int, int], orientations: int = ORIENTATIONS) -> int:
     """Of a patch's histograms."""
     rows, columns = cells_of(patch_size)
-    return rows * columns * ORIENTATIONS
+    return rows * columns * orientations
 
 
 def _pooled(maps: Tensor, patch_size: tuple[int, int]) -> Tensor:
@@ -79,8 +81,9 @@ def hog_patches(images: Tensor, patch_size: tuple[int, int]) -> Tensor:
 class HOGEmbedding(nn.Linear):
     """Patches -> tokens: a linear map of their histograms, in the place of a ViT's patch convolution.
 
-    A gradient takes no pixel of another patch, so a masked one is not looked into. Histograms are divided by
-    their root mean square, so that contrast does not count; colour and brightness are not seen at all.
+    A gradient takes no pixel of another patch, so a masked one is not looked into. Histograms are of a whole
+    turn (as two thirds of Felzenszwalb et al. 2010) and divided by their root mean square, so that contrast
+    does not count; colour and brightness are not seen at all.
 
     Args:
         patch_size: (ph, pw) in pixels.
@@ -88,7 +91,7 @@ class HOGEmbedding(nn.Linear):
     """
 
     def __init__(self, patch_size: tuple[int, int], dim: int) -> None:
-        super().__init__(num_values(patch_size), dim)
+        super().__init__(num_values(patch_size, 2 * ORIENTATIONS), dim)
         self.patch_size = patch_size
 
     def forward(self, images: Tensor) -> Tensor:
@@ -105,6 +108,6 @@ class HOGEmbedding(nn.Linear):
     def histograms(self, patches: Tensor) -> Tensor:
         """(B, K, ph*pw*3) normalised patches -> (B, K, values) float32; mean square 1, of even ones less."""
         images = patches.float().reshape(-1, *self.patch_size, 3).permute(0, 3, 1, 2)
-        found = _pooled(orientation_maps(images), self.patch_size).flatten(1)
+        found = _pooled(orientation_maps(images, 2 * ORIENTATIONS, signed=True), self.patch_size).flatten(1)
         strength = found.square().mean(1, keepdim=True).sqrt().clamp(min=_FAINT)
         return (found / strength).view(*patches.shape[:2], -1)

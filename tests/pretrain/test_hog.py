@@ -37,6 +37,15 @@ def test_opposite_edges_are_alike_and_the_last_bin_neighbours_the_first() -> Non
     assert set(maps.topk(2).indices.tolist()) == {0, ORIENTATIONS - 1}
 
 
+@pytest.mark.parametrize("number", range(2 * ORIENTATIONS))
+def test_signed_bins_go_once_around(number: int) -> None:
+    maps = orientation_maps(slope(number / ORIENTATIONS), 2 * ORIENTATIONS, signed=True)[0, :, 4:-4, 4:-4]
+    assert maps.sum((1, 2)).argmax() == number
+    both = maps[:ORIENTATIONS] + maps[ORIENTATIONS:]
+    unsigned = orientation_maps(slope(number / ORIENTATIONS))[0, :, 4:-4, 4:-4]
+    torch.testing.assert_close(both, unsigned, rtol=1e-4, atol=1e-5)
+
+
 def test_contrast_and_brightness_hardly_change_a_patchs_histograms() -> None:
     image = slope(0.3)
     plain, other = hog_patches(image, (8, 8)), hog_patches(0.5 * image + 1, (8, 8))

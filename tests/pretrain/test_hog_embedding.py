@@ -23,7 +23,7 @@ def faces(count: int = 4) -> torch.Tensor:
 
 def test_whole_and_visible_faces_are_embedded_alike() -> None:
     encoder = build_encoder(CONFIG, torch.Generator().manual_seed(0)).eval()
-    assert encoder.patch_embed.proj.weight.shape == (48, 36)
+    assert encoder.patch_embed.proj.weight.shape == (48, 72)
     images = faces()
     patches = patchify(images, (8, 8))
     torch.testing.assert_close(embed_patches(encoder, patches), encoder.patch_embed(images))
@@ -37,7 +37,8 @@ def test_a_token_knows_nothing_of_other_patches_nor_of_brightness_and_contrast()
     other = images.clone()
     other[..., 8:, :] = 0
     torch.testing.assert_close(embedding(images)[..., 0, :], embedding(other)[..., 0, :], rtol=0, atol=0)
-    torch.testing.assert_close(embedding(images), embedding(-3 * images + 1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embedding(images), embedding(3 * images + 1), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(embedding(images), embedding(-images), atol=0.1)
     assert not torch.allclose(embedding(images), embedding(images.flip(-1)), atol=0.1)
 
 
