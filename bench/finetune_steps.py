@@ -301,7 +301,10 @@ def _contest_row(
     )
     size, unit = contest.batch_size, f"{contest.config.data_kind}/s"
     texts = {name: Spread.of(rates(values, size)).text(",.2f") for name, values in seconds.items()}
+    precision = contest.config.train.precision
+    ours, peer, theirs = f"{texts['ours']} {unit}", f"plain PyTorch: {texts['plain']} {unit}", precision
     if _PLAIN_BF16 in seconds:
+        ours, peer, theirs = f"{ours} in bf16", f"{peer} in fp32, as written", "fp32"
         equal = times_as_fast(seconds["ours"], seconds[_PLAIN_BF16]).text(".2f")
         note = (
             f"Under bf16 autocast the plain step makes {texts[_PLAIN_BF16]} {unit}: ours is {equal} × as "
@@ -310,16 +313,16 @@ def _contest_row(
     return Row(
         contest.work,
         f"{contest.goal:g} × plain" if contest.goal else "stated",
-        f"{texts['ours']} {unit}",
-        f"plain PyTorch: {texts['plain']} {unit}",
+        ours,
+        peer,
         ratio,
         ratio.median >= contest.goal,
         " ".join(filter(None, (note, contest.note))),
         {
-            "both": f"{contest.config.train.precision}, clip_grad={contest.config.optim.clip_grad}, "
-            "no drop path, no modality dropout, every label there",
-            "ours": "pipelines.loop.train_step, fused AdamW, uint8 images",
-            "plain": "bench.plain, torch.optim.AdamW as it comes, float images",
+            "both": f"clip_grad={contest.config.optim.clip_grad}, no drop path, no modality dropout, "
+            "every label there",
+            "ours": f"pipelines.loop.train_step, {precision}, fused AdamW, uint8 images",
+            "plain": f"bench.plain, {theirs}, torch.optim.AdamW as it comes, float images",
         },
         {
             **{f"{name}, seconds a step": values for name, values in seconds.items()},
