@@ -23,7 +23,7 @@ BENCHMARKS = {
     "recipe": "what a step of the fast pretraining recipe costs",
     "recipe_worth": "what comes of the fast recipe: linear probes over five seeds",
     "finetune_steps": "CoTEX, EMMA and MRAN steps, against plain implementations",
-    "bf16_steps": "the CoTEX and EMMA steps in bf16",
+    "bf16_steps": "the same steps in bf16",
     "processes": "two processes against one",
     "running": "start-up, checkpoints, evaluation, prediction on video",
     "memory": "memory against batch size and image size",

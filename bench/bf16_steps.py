@@ -1,9 +1,10 @@
-"""Optimiser steps of CoTEX and EMMA in bf16, as their configurations have them, on a CPU.
+"""Optimiser steps of CoTEX, EMMA and MRAN with train.precision=bf16, on a CPU.
 
     python -m bench.bf16_steps [--quick]
 
-The contests of `bench.finetune_steps` with ViT-B/16. The plain implementations run in fp32, as they are
-written, and beside that under autocast. A process of its own, as accelerate keeps one precision for each.
+The contests of `bench.finetune_steps`, ours in bf16 as most configurations for real data sets are; the plain
+implementations in fp32, as they are written, and beside that under autocast. A process of its own, as
+accelerate keeps one precision for each.
 """
 
 from __future__ import annotations
@@ -13,16 +14,13 @@ import os
 from bench.finetune_steps import contest_rows, contests
 from bench.measure import Asked, Row, run_alone
 
-_NAMED = ("lsd_abaw4", "mtl_affwild2")  # the configurations with train.precision=bf16
-
 
 def rows(asked: Asked) -> list[Row]:
     """None on a GPU, where `bench.finetune_steps` itself is in bf16."""
     if asked.device == "cuda":
         return []
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    chosen = (contest for contest in contests(asked, "bf16") if contest.name in _NAMED)
-    return contest_rows(chosen, asked, "bf16")
+    return contest_rows(contests(asked, "bf16"), asked, "bf16")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Contest:
 
     Attributes:
         work: what it is, with sizes.
-        name: of the configuration; "" = default settings. config: of ours. batch_size: faces or clips.
+        config: of ours. batch_size: faces or clips.
         plain: our model and its configuration -> the plain one.
         plain_loss: the plain model's loss of a batch; with True, as ours defines it and on the same masks,
             to be compared.
@@ -63,7 +63,6 @@ class Contest:
     """
 
     work: str
-    name: str
     config: RunConfig
     batch_size: int
     plain: Callable[[Any, RunConfig], nn.Module]
@@ -106,7 +105,6 @@ def contests(asked: Asked, precision: str) -> Iterator[Contest]:
         size = 2 if quick else 64 if cuda else count
         yield Contest(
             f"CoTEX step, {ratio} % masked, two {vit}, {size} faces",
-            "lsd_abaw4",
             config("lsd_abaw4", f"cotex.mask_ratio={ratio / 100}", "cotex.js_weight=1"),
             size,
             lambda model, config: PlainCoTEX(model, config.cotex.js_weight),
@@ -120,7 +118,6 @@ def contests(asked: Asked, precision: str) -> Iterator[Contest]:
         size = 2 if quick else 64 if cuda else count
         yield Contest(
             f"EMMA step ({name}), DAN beside one {what}, {size} faces",
-            name,
             config(name),
             size,
             lambda model, config: PlainEMMA(model),
@@ -130,7 +127,6 @@ def contests(asked: Asked, precision: str) -> Iterator[Contest]:
         if name == "mtl_small":
             yield Contest(
                 f"EMMA step ({name}), the same, but the plain one's DAN frozen too",
-                name,
                 config(name),
                 size,
                 lambda model, config: PlainEMMA(model, frozen=True),
@@ -147,7 +143,6 @@ def contests(asked: Asked, precision: str) -> Iterator[Contest]:
         size = 2 if quick else 32 if cuda else count
         yield Contest(
             f"MRAN step ({what}), {size} clips of {chosen.clip.num_frames} frames",
-            name,
             chosen,
             size,
             lambda model, config: PlainMRAN(model, config.mran.loss),
