@@ -85,30 +85,32 @@ def test_layouts_of_one_process_agree(
     assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
 
 
+def whole_stopped_and_split(smooth: Path, folder: Path, setting: str) -> Path:
+    """A run with `setting`, after making sure that stopped and resumed, and split, it is the same."""
+    runs = [folder / name for name in ("whole", "stopped", "split")]
+    assert train(smooth, runs[0], setting) == 0
+    assert train(smooth, runs[1], setting, "train.stop_at_step=9") == train(smooth, runs[1], setting) == 0
+    assert weights(runs[0]) == weights(runs[1])
+    assert train(smooth, runs[2], setting, "train.batch_size=4") == 0
+    assert losses(runs[2]) == pytest.approx(losses(runs[0]), abs=1e-5)
+    return runs[0]
+
+
 def test_histograms_of_gradients_are_learned_too_and_resume_and_split_alike(
     smooth: Path, finished: Path, tmp_path: Path
 ) -> None:
-    hog, runs = "mae.hog_weight=0.5", [tmp_path / name for name in ("whole", "stopped", "split")]
-    assert train(smooth, runs[0], hog) == 0
-    assert train(smooth, runs[1], hog, "train.stop_at_step=9") == train(smooth, runs[1], hog) == 0
-    assert weights(runs[0]) == weights(runs[1]) != weights(finished)
-    said = [row for row in metrics(runs[0]) if row["kind"] == "train"]
+    run = whole_stopped_and_split(smooth, tmp_path, "mae.hog_weight=0.5")
+    assert weights(run) != weights(finished)
+    said = [row for row in metrics(run) if row["kind"] == "train"]
     assert said[-1]["loss_hog"] < said[0]["loss_hog"] - 0.01
-    assert train(smooth, runs[2], hog, "train.batch_size=4") == 0
-    assert losses(runs[2]) == pytest.approx(losses(runs[0]), abs=1e-5)
 
 
 def test_a_vit_that_sees_histograms_of_gradients_resumes_alike_and_says_what_it_is(
-    smooth: Path, finished: Path, tmp_path: Path
+    smooth: Path, tmp_path: Path
 ) -> None:
-    hog, runs = "encoder.patch_embedding=hog", [tmp_path / name for name in ("whole", "stopped", "split")]
-    assert train(smooth, runs[0], hog) == 0
-    assert train(smooth, runs[1], hog, "train.stop_at_step=9") == train(smooth, runs[1], hog) == 0
-    assert weights(runs[0]) == weights(runs[1])
-    assert train(smooth, runs[2], hog, "train.batch_size=4") == 0
-    assert losses(runs[2]) == pytest.approx(losses(runs[0]), abs=1e-5)
-    assert isinstance(load_encoder(runs[0]).patch_embed.proj, HOGEmbedding)
-    with safe_open(last_checkpoint(runs[0]) / "encoder.safetensors", framework="pt") as file:
+    run = whole_stopped_and_split(smooth, tmp_path, "encoder.patch_embedding=hog")
+    assert isinstance(load_encoder(run).patch_embed.proj, HOGEmbedding)
+    with safe_open(last_checkpoint(run) / "encoder.safetensors", framework="pt") as file:
         facts = json.loads(file.metadata()["faceprior"])
     assert facts["timm"] is None and facts["config"]["patch_embedding"] == "hog"
 
