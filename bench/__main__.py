@@ -21,7 +21,7 @@ BENCHMARKS = {
     "resume": "our order against sequential reading; a resume in mid-epoch; time against number of samples",
     "mae_step": "the MAE training step, against transformers and lightly",
     "recipe": "what a step of the fast pretraining recipe costs",
-    "recipe_worth": "what comes of the fast recipe: linear probes over five seeds",
+    "recipe_worth": "what the fast recipe is worth: linear probes and finetuned scores over five seeds",
     "finetune_steps": "CoTEX, EMMA and MRAN steps, against plain implementations",
     "bf16_steps": "the same steps in bf16",
     "processes": "two processes against one",

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from bench.measure import peer_available
 from pipelines.config import RunConfig
 from pipelines.dryrun import random_batch
+from pipelines.heap import keep_freed_memory
 from pipelines.optim import build_optimizer, param_groups, set_learning_rate
 from pipelines.pretraining import build_trainable
 from pretrain.encoder import choose_attention
@@ -140,6 +141,8 @@ def build_step(name: str, config: RunConfig, setting: Setting) -> Callable[..., 
         A function that makes one step; given a number, on so many of the images only.
     """
     device = torch.device(setting.device)
+    if setting.device == "cpu":
+        keep_freed_memory()  # as `build_accelerator`, for all contestants
     torch.manual_seed(0)
     batch = random_batch(setting.batch_size, config).to(device)
     images = PixelNorm().to(device)(batch.images)

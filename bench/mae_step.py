@@ -7,7 +7,7 @@ the same normalised images, already on the device, and the same fused AdamW. Our
 `pipelines.pretraining` builds. transformers is `ViTMAEForPreTraining` from its configuration; lightly is put
 together of `MaskedVisionTransformerTIMM` and `MaskedVisionTransformerDecoderTIMM` as in its MAE example.
 
-On a CPU the precision of ours is the one whose matrix products are faster there, and a large product takes
+On a CPU all run in fp32 and, where its matrix products are faster, under bf16 autocast; a large product takes
 turns with the steps: utilisation is the step's FLOP/s, by formula, over that product's in the same turn. On
 a GPU all run under bf16 autocast, plainly and by torch.compile, and a pretraining run on rendered faces says
 how long it waited for data.
@@ -83,7 +83,7 @@ def faster_peer(seconds: Mapping[str, list[float]], names: Iterable[str]) -> str
 
 
 def rows(asked: Asked) -> list[Row]:
-    """CPU: three lines; GPU: five. On the other device they say that they were not measured."""
+    """CPU: four lines, or three without bf16; GPU: five. Those of the other device say "not measured"."""
     config = load_config("pretrain_celeba", TINY if asked.quick else BASE)
     if asked.device == "cuda":
         return [*_cuda_rows(config, asked.quick), _wait_row(asked.quick)]
@@ -98,33 +98,44 @@ def _work(config: RunConfig, setting: Setting) -> str:
 
 
 def _cpu_rows(config: RunConfig, quick: bool) -> list[Row]:
-    """Utilisation; the peers as they ship; the peers at equal precision."""
-    batch_size = 2 if quick else 8
+    """Utilisation; the peers as they ship; ours and theirs in each precision."""
+    batch_size = 2 if quick else 32
     speed = {name: gemm_flops(getattr(torch, name), size=384, turns=3) for name in ("float32", "bfloat16")}
-    best = Setting(batch_size, "bf16" if speed["bfloat16"] > speed["float32"] else "fp32")
     plain = Setting(batch_size)
+    best = replace(plain, precision="bf16") if speed["bfloat16"] > speed["float32"] else plain
     peers = peers_here()
-    steps = {name: build_step(name, config, plain) for name in ("ours", *peers)}
+    settings = dict.fromkeys((best, plain))
+    steps = {
+        f"{name}, {setting.precision}": build_step(name, config, setting)
+        for setting in settings
+        for name in ("ours", *peers)
+    }
     steps["product"], product_flops = _large_product(256 if quick else 1536, best)
-    if best != plain:
-        steps["ours, bf16"] = build_step("ours", config, best)
-    ours = "ours" if best == plain else "ours, bf16"
-    seconds = take_turns(steps, turns=1 if quick else 5)
+    seconds = take_turns(steps, turns=1 if quick else 3)
+    shares = time_shares(steps[f"ours, {best.precision}"], "cpu")
+    measured = {
+        setting: {name: seconds[f"{name}, {setting.precision}"] for name in ("ours", *peers)}
+        for setting in settings
+    }
+    first = _utilisation_row(
+        config,
+        best,
+        {"ours": measured[best]["ours"], "product": seconds["product"]},
+        product_flops,
+        CPU_GOAL,
+        f"{CPU_GOAL:.0%}",
+    )
     precisions = (
         f"Best precision here: {best.precision} (matrix products of 384: fp32 {speed['float32'] / 1e9:.1f}, "
         f"bf16 {speed['bfloat16'] / 1e9:.1f} GFLOP/s)."
     )
-    shares = time_shares(steps[ours], "cpu")
-    first = _utilisation_row(config, best, seconds, ours, product_flops, CPU_GOAL, f"{CPU_GOAL:.0%}")
     found = [replace(first, note=f"{first.note} Of its time: {shares_text(shares)}. {precisions}")]
-    same = " Both run in fp32, so this is the line below." if best == plain else ""
-    fewer = f"{_fewer(config)} Matrix products take {shares['matrix products']:.0%} of our step."
-    asked_for = (
-        ("peers as they ship (fp32)", best, ours, SHIPPED_GOAL, f"{precisions}{same}"),
-        ("equal precision (fp32)", plain, "ours", EQUAL_GOAL, fewer),
-    )
-    for what, setting, own, goal, note in asked_for:
-        found.append(_peer_row(config, what, (setting, plain), seconds, own, peers, goal, note))
+    as_shipped = {**measured[plain], "ours": measured[best]["ours"]}
+    what = "peers as they ship (fp32)"
+    found.append(_peer_row(config, what, (best, plain), as_shipped, peers, SHIPPED_GOAL, precisions))
+    for setting, own in measured.items():
+        what = f"peers at equal precision ({setting.precision})"
+        found.append(_peer_row(config, what, (setting, setting), own, peers, EQUAL_GOAL, _fewer(config)))
     return found
 
 
@@ -152,7 +163,6 @@ def _utilisation_row(
     config: RunConfig,
     setting: Setting,
     seconds: Mapping[str, list[float]],
-    ours: str,
     product_flops: float,
     goal: float,
     goal_text: str,
@@ -160,20 +170,20 @@ def _utilisation_row(
 ) -> Row:
     per_image = training_flops(config)
     ceilings = rates(seconds["product"], product_flops)
-    speeds = rates(seconds[ours], setting.batch_size * per_image)
+    speeds = rates(seconds["ours"], setting.batch_size * per_image)
     share = Spread.of([own / most for own, most in zip(speeds, ceilings, strict=True)])
     done = training_flops(config, skipping=True) / per_image
     return Row(
         work=_work(config, setting),
         goal=f"{goal_text} of the rate of a large matrix product",
-        ours=f"{Spread.of(rates(seconds[ours], setting.batch_size)).text(',.2f')} images/s, "
+        ours=f"{Spread.of(rates(seconds['ours'], setting.batch_size)).text(',.2f')} images/s, "
         f"{share.median:.0%} ({share.low:.0%}–{share.high:.0%}) of {Spread.of(ceilings).median / 1e9:,.0f} "
         f"GFLOP/s{memory}",
         reached=share.median >= goal,
         note=f"{per_image / 1e9:.1f} GFLOP an image by formula, of which ours computes {done:.1%}: counting "
         f"only those, {share.median * done:.0%}.",
         settings={"ours": describe("ours", setting), "product": f"{product_flops / 1e9:.0f} GFLOP a turn"},
-        values={name: seconds[name] for name in (ours, "product")},
+        values={name: seconds[name] for name in ("ours", "product")},
     )
 
 
@@ -182,28 +192,27 @@ def _peer_row(
     what: str,
     settings: tuple[Setting, Setting],
     seconds: Mapping[str, list[float]],
-    ours: str,
     peers: list[str],
     goal: float,
     note: str,
 ) -> Row:
     setting, theirs = settings
-    rate = {name: Spread.of(rates(seconds[name], setting.batch_size)) for name in (ours, *peers)}
+    rate = {name: Spread.of(rates(seconds[name], setting.batch_size)) for name in ("ours", *peers)}
     row = Row(
         work=f"{_work(config, setting)}; {what}",
         goal=f"{goal:g} × the faster peer",
-        ours=f"{rate[ours].text(',.2f')} images/s",
+        ours=f"{rate['ours'].text(',.2f')} images/s",
         note="not measured: no peer is installed",
-        settings={ours: describe("ours", setting), **{name: describe(name, theirs) for name in peers}},
-        values={name: seconds[name] for name in (ours, *peers)},
+        settings={"ours": describe("ours", setting), **{name: describe(name, theirs) for name in peers}},
+        values={name: seconds[name] for name in ("ours", *peers)},
     )
     if not peers:
         return row
     peer = faster_peer(seconds, peers)
-    ratio = times_as_fast(seconds[ours], seconds[peer])
+    ratio = times_as_fast(seconds["ours"], seconds[peer])
     others = "; ".join(
         f"{name} {rate[name].text(',.2f')} images/s, "
-        f"{times_as_fast(seconds[ours], seconds[name]).text('.2f')} ×"
+        f"{times_as_fast(seconds['ours'], seconds[name]).text('.2f')} ×"
         for name in peers
         if name != peer
     )
@@ -246,7 +255,6 @@ def _cuda_rows(config: RunConfig, quick: bool) -> list[Row]:
             config,
             setting,
             seconds,
-            "ours",
             product_flops,
             CUDA_GOAL,
             goal,
@@ -259,7 +267,7 @@ def _cuda_rows(config: RunConfig, quick: bool) -> list[Row]:
         what = "peers in the same precision and compilation"
         other = f"{_fewer(config)} Peak memory: {memory}."
         found.append(replace(row, note=note))
-        found.append(_peer_row(config, what, (setting, setting), seconds, "ours", peers, SHIPPED_GOAL, other))
+        found.append(_peer_row(config, what, (setting, setting), seconds, peers, SHIPPED_GOAL, other))
         del steps
         gc.collect()
         torch.cuda.empty_cache()

@@ -19,6 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from torch import nn
 
 from pipelines.config import ConfigError, OptimConfig, RunConfig, TrainConfig
+from pipelines.heap import keep_freed_memory
 from pipelines.measurements import Measurements
 from pipelines.optim import learning_rate, set_learning_rate
 from pipelines.processes import Processes, StopRequest
@@ -115,6 +116,8 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             f"accelerate was told gradient_accumulation_steps={steps}: set it to 1 in its configuration; "
             "train.global_batch_size and train.batch_size decide the accumulation"
         )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     return accelerator
 
 
@@ -223,7 +226,7 @@ def train_step(
         Scalars on the device: the task's logs, `grad_norm`, and `nonfinite` (1 where the update was masked).
     """
     logs = _forward_backward(trainee, batches, accelerator)
-    return logs | _update(trainee, optim, accelerator)
+    return logs | _update(trainee, optim)
 
 
 def _forward_backward(
@@ -242,17 +245,33 @@ def _forward_backward(
     return logs
 
 
-def _update(trainee: Trainee, optim: OptimConfig, accelerator: Accelerator) -> dict[str, torch.Tensor]:
-    """Clips and updates; the update is masked on the device where the gradient is not finite."""
-    parameters = [p for group in trainee.optimizer.param_groups for p in group["params"]]
-    limit = optim.clip_grad if optim.clip_grad > 0 else float("inf")
-    grad_norm = accelerator.clip_grad_norm_(parameters, limit)
+def _update(trainee: Trainee, optim: OptimConfig) -> dict[str, torch.Tensor]:
+    """Clips and updates without asking the device, or a pass over the gradients to scale them.
+
+    Fused AdamW divides them by `grad_scale` as it reads them, and updates nothing where `found_inf` is 1.
+    """
+    grads = [
+        p.grad for group in trainee.optimizer.param_groups for p in group["params"] if p.grad is not None
+    ]
+    grad_norm = torch.nn.utils.get_total_norm(grads)
     nonfinite = (~torch.isfinite(grad_norm)).float()
     inner = getattr(trainee.optimizer, "optimizer", trainee.optimizer)
+    inner.grad_scale = (grad_norm / optim.clip_grad).clamp(min=1) if optim.clip_grad > 0 else None
     inner.found_inf = nonfinite
     trainee.optimizer.step()
     trainee.optimizer.zero_grad(set_to_none=True)
     return {"grad_norm": grad_norm.detach(), "nonfinite": nonfinite}
+
+
+def total_norm(grads: list[torch.Tensor]) -> torch.Tensor:
+    """The norm of all gradients together, a scalar on their device; inf or NaN where one of them is.
+
+    On a CPU a product of each with itself takes half as long as the norm of each.
+    """
+    if not grads or grads[0].device.type != "cpu":
+        return torch.nn.utils.get_total_norm(grads)
+    flat = [grad.reshape(-1) for grad in grads]
+    return torch.stack([torch.dot(one, one) for one in flat]).sum().sqrt()
 
 
 def _check_finite(done: Progress, max_skipped: int, run: RunDir) -> None:

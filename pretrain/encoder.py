@@ -126,12 +126,14 @@ def choose_attention(module: nn.Module, device: torch.device, bf16: bool) -> Non
     """Has every attention of a model that is to be trained computed in the faster way, in place.
 
     On a CPU the backward pass of PyTorch's fused attention takes three to eight times as long in bf16 as
-    matrix products and a softmax; in fp32 it wins, and on a GPU it is left as it is.
+    matrix products and a softmax; in fp32 it wins, so does its forward pass, which is all that frozen ones
+    need, and on a GPU it is left as it is.
     """
-    fused = bool(use_fused_attn()) and not (bf16 and device.type == "cpu")
+    slow_backward = bf16 and device.type == "cpu"
     attentions: list[Any] = [part for part in module.modules() if isinstance(part, Attention)]
     for attention in attentions:
-        attention.fused_attn = fused
+        learns = any(parameter.requires_grad for parameter in attention.parameters())
+        attention.fused_attn = bool(use_fused_attn()) and not (slow_backward and learns)
 
 
 def init_weights(module: nn.Module, generator: torch.Generator | None = None) -> None:

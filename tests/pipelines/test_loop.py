@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,13 @@ from accelerate import DistributedType
 
 from pipelines import loop, stage
 from pipelines.checkpoint import Checkpoint, CheckpointStore, read_checkpoint
-from pipelines.config import ConfigError, TrainConfig
-from pipelines.loop import NonFiniteError
+from pipelines.config import ConfigError, OptimConfig, TrainConfig
+from pipelines.loop import NonFiniteError, build_accelerator
 from pipelines.observe import MAEObserver
+from pipelines.optim import build_optimizer, param_groups, set_learning_rate
 from pipelines.processes import Processes
 from pipelines.rundir import latest
+from pretrain.task import StepOutput
 from tests.pipelines.test_run import poison
 from tests.pipelines.tiny import last_checkpoint, losses, metrics, train, weights
 
@@ -55,6 +58,52 @@ def at_step(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None
         return logs
 
     monkeypatch.setattr(loop, "train_step", watched)
+
+
+class Slope:
+    """A task whose loss is the sum of the model's output."""
+
+    def step(self, model: torch.nn.Module, batches: list[torch.Tensor]) -> Iterator[StepOutput]:
+        for images in batches:
+            yield StepOutput(model(images).sum(), {})
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.5, 1e6])
+def test_a_step_clips_as_torch_does_and_makes_no_update_of_what_is_not_finite(limit: float) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(5, 3)
+    plain = copy.deepcopy(model)
+    config = OptimConfig(clip_grad=limit)
+    accelerator = build_accelerator(TrainConfig())
+    model, optimizer = accelerator.prepare(model, build_optimizer(param_groups(model, [], 0.05), config))
+    groups = param_groups(plain, [], 0.05)
+    usual = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps)
+    for one in (optimizer, usual):
+        set_learning_rate(one, 0.1)
+    trainee: Any = loop.Trainee(Slope(), model, optimizer)
+    for step in range(6):
+        images = torch.randn(4, 5) * 10**step / 100  # from below the limit to above it
+        logs = loop.train_step(trainee, [images[:2], images[2:]], config, accelerator)
+        plain(images).sum().backward()
+        norm = torch.nn.utils.clip_grad_norm_(plain.parameters(), limit or float("inf"))
+        usual.step()
+        usual.zero_grad()
+        torch.testing.assert_close(logs["grad_norm"], norm)
+        assert logs["nonfinite"] == 0
+        torch.testing.assert_close(list(model.parameters()), list(plain.parameters()), rtol=1e-5, atol=1e-6)
+    logs = loop.train_step(trainee, [torch.full((4, 5), torch.inf)], config, accelerator)
+    assert logs["nonfinite"] == 1
+    torch.testing.assert_close(list(model.parameters()), list(plain.parameters()), rtol=1e-5, atol=1e-6)
+
+
+def test_the_norm_of_all_gradients_is_torchs_whatever_their_layout() -> None:
+    torch.manual_seed(0)
+    last = torch.randn(4, 6, 3, 3).to(memory_format=torch.channels_last)
+    grads = [torch.randn(300, 200), torch.randn(7), torch.randn(5, 8).T, last, torch.zeros(0)]
+    torch.testing.assert_close(loop.total_norm(grads), torch.nn.utils.get_total_norm(grads))
+    for bad in (torch.inf, torch.nan):
+        assert not torch.isfinite(loop.total_norm([*grads, torch.tensor([1.0, bad])]))
+    assert loop.total_norm([]) == 0
 
 
 def test_a_step_is_saved_before_it_is_evaluated_and_evaluating_changes_nothing(

@@ -105,10 +105,13 @@ def test_attention_for_bf16_on_a_cpu_is_the_same_attention():
     torch.testing.assert_close(
         _read_and_gradients(encoder, encode(encoder, images)), fused, atol=1e-12, rtol=1e-10
     )
+    encoder.blocks[0].requires_grad_(False)  # has no backward pass
+    choose_attention(encoder, torch.device("cpu"), bf16=True)
+    assert encoder.blocks[0].attn.fused_attn and not encoder.blocks[1].attn.fused_attn
     choose_attention(encoder, torch.device("cpu"), bf16=False)
-    assert encoder.blocks[0].attn.fused_attn
+    assert encoder.blocks[1].attn.fused_attn
     choose_attention(encoder, torch.device("cuda"), bf16=True)
-    assert encoder.blocks[0].attn.fused_attn
+    assert encoder.blocks[1].attn.fused_attn
 
 
 def test_checkpointing_changes_no_token():
