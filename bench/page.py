@@ -26,9 +26,10 @@ def write_page(benchmarks: Mapping[str, str], page: Path = PAGE, results: Path =
         "# Benchmarks",
         "",
         "Written by `make bench`; the raw figures and settings of every contestant are in `bench/results`. "
-        "Contestants take turns in one process, a ratio is that of the same turn, and a figure is the median "
-        "(minimum–maximum). What that process tells the C libraries, how long threads spin and that freed "
-        "memory is kept, holds for all of them. One benchmark alone: `python -m bench NAME`.",
+        "Contestants take turns, a ratio is that of the same turn, and a figure is the median "
+        "(minimum–maximum). Steps are timed in one process, so what ours tells the C libraries, how long "
+        "threads spin and that freed memory is kept, holds for all. One benchmark alone: "
+        "`python -m bench NAME`.",
     ]
     for folder in sorted(path for path in results.iterdir() if path.is_dir()) if results.is_dir() else []:
         records = {

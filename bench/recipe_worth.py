@@ -3,27 +3,30 @@
     python -m bench.recipe_worth [--quick] [--device cpu|cuda]
 
 A small ViT (112 px, patches of 8, as many as ViT-B has at 224) is pretrained on the default rendered faces by
-each recipe, with the same seeds and the same number of samples; mask and predict ratios are the recipes' own,
-and the decoders keep their size relative to the encoder. Each encoder is then read twice: ridge probes on the
-frozen tokens, and the ViT of `mtl_demo` finetuned from it. A score is the mean, in points, of expression
-accuracy and the CCCs of valence and arousal on all held-out people; the interval is Student's over the paired
-differences. Trainings of the length that fits a benchmark are short: random encoders' probes stand beside.
+each recipe, with the same seeds and the same number of samples. Mask and predict ratios are the recipes' own;
+the decoders are as wide and deep beside the encoder as theirs, rounded to what so small ones can be. Each
+encoder is then read twice: ridge probes on the frozen tokens, and the ViT of `mtl_demo` finetuned from it. A
+score is the mean, in points, of expression accuracy and the CCCs of valence and arousal on all held-out
+people; the interval is Student's over the paired differences. Trainings of the length that fits a benchmark
+are short: what random weights give stands beside, and where the usual recipe is worth less than those, there
+is no verdict.
 
 Trainings are the command line's own, with one thread each and as many at once as there are cores, in
-`runs/recipe_worth`: a benchmark that was interrupted goes on there. The better part of an hour on 2 cores.
+`runs/recipe_worth`, which goes when all is measured: a benchmark that was interrupted goes on there. The
+better part of an hour on 2 cores.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,14 +46,17 @@ from pretrain.encoder import build_encoder
 from shards.build import BuildConfig, build
 from shards.render import RenderedFaces
 from shards.shardset import open_shards
+from shards.workers import num_cores
 
 LOSS_GOAL = 1.0
 PROBED = {"ridge_expr": "accuracy", "ridge_valence": "CCC valence", "ridge_arousal": "CCC arousal"}
 FINETUNED = {"expr_accuracy": "accuracy", "ccc_valence": "CCC valence", "ccc_arousal": "CCC arousal"}
 FOLDER = Path("runs/recipe_worth")
+STARTS = (*RECIPES, "random")
 _HELD_OUT = ("val", "test")
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles for so many differences
 _ONE_THREAD = ["train.threads=1", "data.num_workers=0"]
+_UNREAD = ["eval.every=0", "eval.probe_train=0", "eval.probe_val=0", "eval.pictures=0"]
 Points = dict[str, float]
 
 
@@ -78,19 +84,19 @@ QUICK = Trial(width=32, depth=2, heads=2, epochs=1.0, seeds=2, labels=100)
 def rows(asked: Asked) -> list[Row]:
     """The probes and the finetuned scores."""
     if not asked.quick:
-        return _compare(Trial(), asked, FOLDER, make_default())
+        found = _compare(Trial(), asked, FOLDER, make_default())
+        shutil.rmtree(FOLDER)
+        return found
     with tempfile.TemporaryDirectory() as folder:
         return _compare(QUICK, asked, Path(folder), _small_set(Path(folder)))
 
 
 def recipe_words(recipe: str, trial: Trial) -> list[str]:
-    """A recipe's settings for the small encoder: its ratios, and its decoder as large beside the encoder."""
+    """A recipe's settings for the small encoder: its ratios, and its decoder beside the encoder, rounded."""
     mae, base = load_config(RECIPES[recipe]).mae, 768
     width = max(16, round(mae.decoder_dim / base * trial.width / 16) * 16)
     return [
-        f"encoder.embed_dim={trial.width}",
-        f"encoder.depth={trial.depth}",
-        f"encoder.num_heads={trial.heads}",
+        *encoder_words(trial),
         f"mae.mask_ratio={mae.mask_ratio}",
         f"mae.predict_ratio={mae.predict_ratio}",
         f"mae.decoder_dim={width}",
@@ -99,82 +105,91 @@ def recipe_words(recipe: str, trial: Trial) -> list[str]:
     ]
 
 
-def train(recipe: str, seed: int, trial: Trial, asked: Asked, folder: Path, shards: Path) -> None:
-    """Pretrains by a recipe and finetunes what came of it; what was finished before is not trained again."""
-    runs = [run_of(folder, recipe, seed, stage) for stage in ("pretrain", "finetune")]
-    threads = _ONE_THREAD if asked.device == "cpu" else []
-    common = [f"data.shards={shards}", f"seed={seed}", *threads]
-    pretrain = [*recipe_words(recipe, trial), f"train.epochs={trial.epochs}", "eval.every=0"]
-    pretrain.append(f"optim.warmup_epochs={trial.epochs / 10}")
-    finetune = ["model=vit", f"init={runs[0]}", "train.epochs=1"]
-    stages = (["pretrain", "pretrain_small", *pretrain], ["finetune", "mtl_demo", *finetune])
+def encoder_words(trial: Trial) -> list[str]:
+    """The small encoder's sizes."""
+    return [
+        f"encoder.embed_dim={trial.width}",
+        f"encoder.depth={trial.depth}",
+        f"encoder.num_heads={trial.heads}",
+    ]
+
+
+def stages_of(start: str, trial: Trial, pretrained: Path) -> dict[str, list[str]]:
+    """What the command line is told for each training of one start: a recipe, or "random" weights."""
+    finetune = ["finetune", "mtl_demo", "model=vit", "train.epochs=1"]
+    if start == "random":
+        return {"finetune": [*finetune, "init=random", *encoder_words(trial)]}
+    pretrain = [*recipe_words(start, trial), f"train.epochs={trial.epochs}"]
+    pretrain += [f"optim.warmup_epochs={trial.epochs / 10}", *_UNREAD]
+    return {
+        "pretrain": ["pretrain", "pretrain_small", *pretrain],
+        "finetune": [*finetune, f"init={pretrained}"],
+    }
+
+
+def train(start: str, seed: int, trial: Trial, asked: Asked, folder: Path, shards: Path) -> None:
+    """Trains what one start and seed need; what was finished before is not trained again.
+
+    Raises:
+        RuntimeError: a training failed.
+    """
+    cpu = asked.device == "cpu"
+    environment = {**os.environ, **({"ACCELERATE_USE_CPU": "true"} if cpu else {})}
     took = []
-    for words, run in zip(stages, runs):
-        start = time.monotonic()
-        command = [sys.executable, "-m", "pipelines", *words, *common, f"run={run}"]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for stage, words in stages_of(start, trial, run_of(folder, start, seed, "pretrain")).items():
+        begun, run = time.monotonic(), run_of(folder, start, seed, stage)
+        common = [f"data.shards={shards}", f"seed={seed}", f"run={run}", *(_ONE_THREAD if cpu else [])]
+        command = [sys.executable, "-m", "pipelines", *words, *common]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
-        took.append(f"{time.monotonic() - start:.0f} s")
-    print(f"{recipe}, seed {seed}: pretrained {took[0]}, finetuned {took[1]}", file=sys.stderr, flush=True)
+        took.append(f"{stage} {time.monotonic() - begun:.0f} s")
+    print(f"{start}, seed {seed}: {', '.join(took)}", file=sys.stderr, flush=True)
 
 
-def run_of(folder: Path, recipe: str, seed: int, stage: str) -> Path:
+def run_of(folder: Path, start: str, seed: int, stage: str) -> Path:
     """The run directory of one training."""
-    return folder / f"{recipe}-{seed}" / stage
+    return folder / f"{start}-{seed}" / stage
 
 
-def speed_of(run: Path) -> float:
-    """Samples a second that a run says it made, its median line."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return float(statistics.median(line["images_per_s"] for line in lines if "images_per_s" in line))
+def _train_all(trial: Trial, asked: Asked, folder: Path, shards: Path) -> None:
+    at_once = num_cores() if asked.device == "cpu" else 1
+    with ThreadPoolExecutor(at_once) as pool:
+        begun = [
+            pool.submit(train, start, seed, trial, asked, folder, shards)
+            for seed in range(trial.seeds)
+            for start in STARTS
+        ]
+        for one in as_completed(begun):
+            if one.exception():
+                pool.shutdown(wait=False, cancel_futures=True)
+            one.result()
 
 
 def _compare(trial: Trial, asked: Asked, folder: Path, shards: Path) -> list[Row]:
-    device = torch.device(asked.device)
-    at_once = (os.cpu_count() or 1) if asked.device == "cpu" else 1
-    seeds = range(trial.seeds)
-    pairs = [(recipe, seed) for seed in seeds for recipe in RECIPES]
-    with ThreadPoolExecutor(at_once) as pool:
-        made = [pool.submit(train, recipe, seed, trial, asked, folder, shards) for recipe, seed in pairs]
-        for one in made:
-            one.result()
-    size = load_config("pretrain_small", recipe_words("usual", trial)).encoder.image_size
-    labelled = load_probe_set(open_shards(str(shards), "train"), trial.labels, size)
-    others = joined([load_probe_set(open_shards(str(shards), split), 10**6, size) for split in _HELD_OUT])
-    probed: dict[str, list[Points]] = {name: [] for name in (*RECIPES, "random")}
-    finetuned: dict[str, list[Points]] = {name: [] for name in RECIPES}
-    for recipe, seed in pairs:
-        encoder = load_encoder(run_of(folder, recipe, seed, "pretrain")).to(device)
-        probed[recipe].append(_probe(encoder, labelled, others, device))
-        finetuned[recipe].append(_read(run_of(folder, recipe, seed, "finetune"), str(shards)))
-    config = load_config("pretrain_small", recipe_words("usual", trial)).encoder
-    for seed in seeds:
-        encoder = build_encoder(config, torch.Generator().manual_seed(seed)).to(device)
-        probed["random"].append(_probe(encoder, labelled, others, device))
-    speeds = " and ".join(
-        f"{statistics.median(speed_of(run_of(folder, name, seed, 'pretrain')) for seed in seeds):.0f} "
-        f"samples/s by the {name} one"
-        for name in RECIPES
-    )
-    samples = round(trial.epochs * len(open_shards(str(shards), "train")))
+    _train_all(trial, asked, folder, shards)
+    device, config = torch.device(asked.device), load_config("pretrain_small", encoder_words(trial)).encoder
+    opened = {split: open_shards(str(shards), split) for split in ("train", *_HELD_OUT)}
+    labelled = load_probe_set(opened["train"], trial.labels, config.image_size)
+    others = joined([load_probe_set(opened[split], 10**6, config.image_size) for split in _HELD_OUT])
+    probed: dict[str, list[Points]] = {start: [] for start in STARTS}
+    finetuned: dict[str, list[Points]] = {start: [] for start in STARTS}
+    for start in STARTS:
+        for seed in range(trial.seeds):
+            if start == "random":
+                encoder: nn.Module = build_encoder(config, torch.Generator().manual_seed(seed))
+            else:
+                encoder = load_encoder(run_of(folder, start, seed, "pretrain"))
+            probed[start].append(_probe(encoder.to(device), labelled, others, device))
+            finetuned[start].append(_read(run_of(folder, start, seed, "finetune"), str(shards)))
+    samples = round(trial.epochs * len(opened["train"]))
     what = f"after {samples:,} samples of either recipe: ViT of width {trial.width} and depth {trial.depth}"
     there = f"held-out rendered faces, {trial.seeds} seeds"
-    gain = mean_score(probed["usual"]) - mean_score(probed["random"])
-    notes = (
-        f"The usual recipe gained {gain:+.1f} points over random weights. Pretraining made {speeds}, "
-        f"{at_once} trainings at once.",
-        "One epoch of `mtl_demo model=vit` from each encoder.",
-    )
+    probe = f"linear probe {what}, {trial.labels:,} labels, {len(others.expr):,} {there}"
+    finetune = f"finetuned score {what}, one epoch of `mtl_demo model=vit`, {there}"
     return [
-        _verdict(
-            f"linear probe {what}, {trial.labels:,} labels, {len(others.expr):,} {there}",
-            probed,
-            PROBED,
-            trial,
-            notes[0],
-        ),
-        _verdict(f"finetuned score {what}, {there}", finetuned, FINETUNED, trial, notes[1]),
+        _verdict(probe, probed, PROBED, trial),
+        _verdict(finetune, finetuned, FINETUNED, trial),
     ]
 
 
@@ -207,11 +222,6 @@ def _read(run: Path, shards: str) -> Points:
     return {name: 100 * figures[name](every) for name in FINETUNED}
 
 
-def mean_score(points: Sequence[Points]) -> float:
-    """The mean over seeds of the mean figure."""
-    return statistics.mean(statistics.mean(one.values()) for one in points)
-
-
 def paired_interval(differences: Sequence[float]) -> Spread:
     """Student's 95 % interval of the mean of 2 to 5 paired differences."""
     mean, count = statistics.mean(differences), len(differences)
@@ -219,29 +229,45 @@ def paired_interval(differences: Sequence[float]) -> Spread:
     return Spread(mean - half, mean, mean + half)
 
 
-def _verdict(
-    work: str, found: Mapping[str, Sequence[Points]], names: Mapping[str, str], trial: Trial, note: str
-) -> Row:
-    points = {name: [statistics.mean(one.values()) for one in some] for name, some in found.items()}
-    differences = [own - other for own, other in zip(points["fast"], points["usual"], strict=True)]
-    interval = paired_interval(differences)
-    parts = "; ".join(
-        f"{name} "
-        + ", ".join(f"{what} {statistics.mean(one[key] for one in some):.1f}" for key, what in names.items())
-        for name, some in found.items()
+def _verdict(work: str, found: Mapping[str, Sequence[Points]], names: Mapping[str, str], trial: Trial) -> Row:
+    points = {start: [statistics.mean(one.values()) for one in some] for start, some in found.items()}
+    interval, gain = (
+        paired_interval([own - other for own, other in zip(points[one], points[two], strict=True)])
+        for one, two in (("fast", "usual"), ("usual", "random"))
     )
+    parts = "; ".join(
+        f"{start} "
+        + ", ".join(f"{what} {statistics.mean(one[key] for one in some):.1f}" for key, what in names.items())
+        for start, some in found.items()
+    )
+    learned = gain.low > 0
     return Row(
         work=work,
         goal=f"95 % interval of the difference above −{LOSS_GOAL:g} point",
-        ours=f"{mean_score(found['fast']):.1f}; difference {interval.median:+.2f} "
-        f"({interval.low:+.2f} to {interval.high:+.2f}) points",
-        peer=f"usual recipe {mean_score(found['usual']):.1f}",
-        reached=interval.low > -LOSS_GOAL,
-        note=f"Means of {parts}. {note}",
-        settings={name: " ".join(recipe_words(name, trial)) for name in RECIPES}
-        | {"both": f"pretrain_small, train.epochs={trial.epochs:g}, fp32"},
-        values={f"{name}, score": some for name, some in points.items()},
+        ours=f"{statistics.mean(points['fast']):.1f}; difference {signed(interval)} points",
+        peer=f"usual recipe {statistics.mean(points['usual']):.1f}",
+        reached=interval.low > -LOSS_GOAL if learned else None,
+        note=f"Means of {parts}. The usual recipe's gain over random weights is {signed(gain)} points"
+        + ("." if learned else ": no verdict, as it learned nothing that this score sees."),
+        settings={
+            start: "; ".join(
+                " ".join(words) for words in stages_of(start, trial, Path("PRETRAINED")).values()
+            )
+            for start in STARTS
+        }
+        | {"all": f"{' '.join(_ONE_THREAD)} on a CPU, fp32"},
+        values={f"{start}, score": some for start, some in points.items()},
     )
+
+
+def told(start: str, trial: Trial) -> str:
+    """The commands of one start, for `Row.settings`."""
+    return "; ".join(" ".join(words) for words in stages_of(start, trial, Path("PRETRAINED")).values())
+
+
+def signed(interval: Spread) -> str:
+    """Such as "+1.20 (+0.80 to +1.60)"."""
+    return f"{interval.median:+.2f} ({interval.low:+.2f} to {interval.high:+.2f})"
 
 
 if __name__ == "__main__":

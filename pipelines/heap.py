@@ -1,4 +1,4 @@
-"""What a process does with the memory that its tensors gave back."""
+"""What a process does with the memory that its tensors gave back: it keeps it, or the kernel gets it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def keep_freed_memory() -> bool:
     """Has the C library keep freed memory for the next tensor, where it would give it back to the kernel.
 
     glibc maps large blocks anew each time, so on a CPU the kernel clears the pages of a step's activations in
-    every step: a fifth of the time of ViT-B's with 32 images in bf16, a few per cent of small ones. The
-    peak stays what it was; between steps the process holds on to it. Whoever set one of glibc's variables for
-    this is left alone.
+    every step: a fifth of the time of ViT-B's with 32 images in bf16, a few per cent of small ones. A
+    training's peak stays what it was; between steps the process holds on to it. Whoever set one of glibc's
+    variables for this, or a tunable of its malloc, is left alone.
 
     Returns:
         Whether this C library can be told so, and nobody had told it something else.
@@ -26,3 +26,10 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def give_freed_memory_back() -> None:
+    """After work that takes much more memory than what goes on: the kernel gets what is free now."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if malloc_trim is not None:
+        malloc_trim(0)

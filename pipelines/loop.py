@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 from torch import nn
 
 from pipelines.config import ConfigError, OptimConfig, RunConfig, TrainConfig
-from pipelines.heap import keep_freed_memory
+from pipelines.heap import give_freed_memory_back, keep_freed_memory
 from pipelines.measurements import Measurements
 from pipelines.optim import learning_rate, set_learning_rate
 from pipelines.processes import Processes, StopRequest
@@ -69,7 +69,7 @@ class Trainee:
 
 
 def build_accelerator(config: TrainConfig) -> Accelerator:
-    """The accelerator of a run.
+    """The accelerator of a run; on a CPU, freed memory stays with this process from now on.
 
     Raises:
         ConfigError: an unknown precision, or one that this device lacks; processes that did not join or share
@@ -110,6 +110,11 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         DistributedType.MULTI_GPU,
     ):
         raise ConfigError(f"accelerate was told to use {accelerator.distributed_type.value}; {_REMEDY}")
+    if accelerator.device.type == "mps":
+        raise ConfigError(
+            "accelerate chose mps, whose fused AdamW neither clips nor leaves out updates that are not "
+            "finite: set ACCELERATE_USE_CPU=true"
+        )
     steps = accelerator.gradient_accumulation_steps
     if steps != 1:  # it would divide every loss once more
         raise ConfigError(
@@ -263,17 +268,6 @@ def _update(trainee: Trainee, optim: OptimConfig) -> dict[str, torch.Tensor]:
     return {"grad_norm": grad_norm.detach(), "nonfinite": nonfinite}
 
 
-def total_norm(grads: list[torch.Tensor]) -> torch.Tensor:
-    """The norm of all gradients together, a scalar on their device; inf or NaN where one of them is.
-
-    On a CPU a product of each with itself takes half as long as the norm of each.
-    """
-    if not grads or grads[0].device.type != "cpu":
-        return torch.nn.utils.get_total_norm(grads)
-    flat = [grad.reshape(-1) for grad in grads]
-    return torch.stack([torch.dot(one, one) for one in flat]).sum().sqrt()
-
-
 def _check_finite(done: Progress, max_skipped: int, run: RunDir) -> None:
     if done.skipped > max_skipped:
         raise NonFiniteError(
@@ -288,6 +282,7 @@ def _evaluate(trainee: Trainee, hooks: Hooks, run: RunDir, done: Progress, line:
     with torch.inference_mode():
         values = hooks.evaluate(done)
     trainee.model.train()
+    give_freed_memory_back()  # probes take gigabytes
     if values:
         run.log("eval", done.step, values)
         line.say("held out: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))

@@ -470,15 +470,15 @@ def test_cotexs_learning_rates_are_those_of_the_released_code() -> None:
 
 # ---- one step, however it is shared out
 
-STEPS, STEP_SIZE = 3, 32
-CASES = ("emma", "emma, released losses", "vit", "cotex")
+STEPS, STEP_SIZE, CLIPPED = 3, 32, 0.1  # the last: a gradient norm that each step exceeds
+CASES = ("emma", "emma, released losses", "vit", "vit, clipped", "cotex")
 
 
 def case(name: str) -> tuple[nn.Module, Any]:
     """A tiny model with drop path and its task. A DAN in it is frozen with its statistics: one for all."""
     if name == "cotex":
         return tiny_cotex(), CoTEXTask(CoTEXConfig(0.75, 5.0), 3, 0.75)
-    if name == "vit":
+    if name.startswith("vit"):
         return tiny_vit(), AffectTask(AffectConfig(), False, 3, 0.75)
     config = AffectConfig("released" if "released" in name else "paper")
     return tiny_emma(shared_dan(), stop_gradient=name == "emma"), AffectTask(config, name == "emma", 3, 0.75)
@@ -500,12 +500,13 @@ def trajectory(name: str, batch_size: int, accum_steps: int) -> list[dict[str, f
     trainee = Trainee(task, *accelerator.prepare(model, optimizer))
     trainee.model.train()
     layout = Layout(processes.rank, processes.world_size, batch_size, accum_steps)
+    optim = OptimConfig(clip_grad=CLIPPED if "clipped" in name else 0)
     assert layout.global_batch_size == STEP_SIZE
     taken = []
     for step in range(STEPS):
         batch = faces(STEP_SIZE, seed=step)
         parts = [take(batch, layout.positions(0, micro).tolist()) for micro in range(accum_steps)]
-        logs = train_step(trainee, parts, OptimConfig(), accelerator)
+        logs = train_step(trainee, parts, optim, accelerator)
         values = processes.mean(torch.stack([value.double() for value in logs.values()]))
         taken.append(dict(zip(logs, values.tolist(), strict=True)))
     return taken
@@ -548,6 +549,7 @@ def test_one_whole_batch_accumulated_or_two_processes_follow_the_same_losses(
         "two processes, 2 accumulated": shared_out[f"{name}, 2 x 2 x 8"],
     }
     assert len({row["loss"] for row in whole}) == STEPS
+    assert "clipped" not in name or all(row["grad_norm"] > CLIPPED for row in whole)
     for layout, rows in others.items():
         for step, (row, expected) in enumerate(zip(rows, whole, strict=True)):
             assert row.keys() == expected.keys()

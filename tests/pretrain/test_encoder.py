@@ -105,7 +105,8 @@ def test_attention_for_bf16_on_a_cpu_is_the_same_attention():
     torch.testing.assert_close(
         _read_and_gradients(encoder, encode(encoder, images)), fused, atol=1e-12, rtol=1e-10
     )
-    encoder.blocks[0].requires_grad_(False)  # has no backward pass
+    encoder.requires_grad_(False)
+    encoder.blocks[1:].requires_grad_(True)  # the first one has no backward pass, nor has what lies below
     choose_attention(encoder, torch.device("cpu"), bf16=True)
     assert encoder.blocks[0].attn.fused_attn and not encoder.blocks[1].attn.fused_attn
     choose_attention(encoder, torch.device("cpu"), bf16=False)
