@@ -248,7 +248,7 @@ def _verdict(work: str, found: Mapping[str, Sequence[Points]], names: Mapping[st
         peer=f"usual recipe {statistics.mean(points['usual']):.1f}",
         reached=interval.low > -LOSS_GOAL if learned else None,
         note=f"Means of {parts}. The usual recipe's gain over random weights is {signed(gain)} points"
-        + ("." if learned else ": no verdict, as it learned nothing that this score sees."),
+        + ("." if learned else ": no verdict, as that may be nothing."),
         settings={
             start: "; ".join(
                 " ".join(words) for words in stages_of(start, trial, Path("PRETRAINED")).values()
