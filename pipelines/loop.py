@@ -89,8 +89,10 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
             f"{local} processes were launched here for {gpus} GPU(s), and two cannot share one: launch "
             f"{gpus} (train.batch_size makes them accumulate), or set ACCELERATE_USE_CPU=true"
         )
-    # Without a GPU, and not told so, accelerate lets each process train a model of its own.
-    cpu = launched > 1 and not torch.accelerator.is_available()
+    # Without a GPU, and not told so, accelerate lets each process train a model of its own. On a Mac's, fused
+    # AdamW neither clips nor leaves out updates that are not finite.
+    alone = launched > 1 and not torch.accelerator.is_available()
+    cpu = alone or torch.backends.mps.is_available()
     try:
         accelerator = Accelerator(
             cpu=cpu,
@@ -110,11 +112,6 @@ def build_accelerator(config: TrainConfig) -> Accelerator:
         DistributedType.MULTI_GPU,
     ):
         raise ConfigError(f"accelerate was told to use {accelerator.distributed_type.value}; {_REMEDY}")
-    if accelerator.device.type == "mps":
-        raise ConfigError(
-            "accelerate chose mps, whose fused AdamW neither clips nor leaves out updates that are not "
-            "finite: set ACCELERATE_USE_CPU=true"
-        )
     steps = accelerator.gradient_accumulation_steps
     if steps != 1:  # it would divide every loss once more
         raise ConfigError(

@@ -271,16 +271,18 @@ def test_what_accelerate_would_do_besides_is_refused(
         loop.build_accelerator(TrainConfig())
 
 
-def test_a_device_whose_update_does_not_clip_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = SimpleNamespace(
-        num_processes=1,
-        distributed_type=DistributedType.NO,
-        device=torch.device("mps"),
-        gradient_accumulation_steps=1,
-    )
-    monkeypatch.setattr(loop, "Accelerator", lambda **_: other)
-    with pytest.raises(ConfigError, match=r"chose mps.*set ACCELERATE_USE_CPU=true"):
-        loop.build_accelerator(TrainConfig())
+def test_on_a_mac_the_cpu_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    made = loop.Accelerator
+
+    def watched(**settings: Any) -> Any:
+        asked.update(settings)
+        return made(**settings)
+
+    monkeypatch.setattr(loop, "Accelerator", watched)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert loop.build_accelerator(TrainConfig()).device.type == "cpu"
+    assert asked["cpu"] is True
 
 
 def test_other_kinds_of_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
