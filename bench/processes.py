@@ -7,7 +7,8 @@ two that torchrun joins; images a second are those of its metrics.jsonl, without
 each process has one thread, and two cores may be less than twice one: what they give is measured first, by
 two independent trainings of half the batch side by side. Efficiency is the two processes' speed-up over that
 one; on GPUs, each of its own, over two. What a step loses beyond its arithmetic is measured apart: exchanging
-gradients, and waiting at each step for whichever process is later.
+gradients, waiting at each step for whichever process is later, and, by the clocks of thread and process, what
+the training thread and the threads that exchange compute more, and how long none of them runs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,12 +29,13 @@ import torch.distributed as dist
 
 from bench.measure import Asked, Row, Spread, run_alone
 from finetune.across import gather_across
-from pipelines.config import load_config
+from pipelines.config import RunConfig, load_config
 from pipelines.dryrun import random_batch
 from pipelines.loop import Trainee, build_accelerator, train_step
 from pipelines.optim import build_optimizer, param_groups
 from pipelines.pretraining import build_trainable
 from pipelines.processes import leave
+from pipelines.stage import keep_constants_apart
 from shards.build import BuildConfig, build
 from shards.render import RenderedFaces
 
@@ -103,7 +106,11 @@ def _cpu_rows(folder: Path, shards: Path, work: str, goal: str, quick: bool) -> 
             f"({shares['gradients']:.1%}) where nothing hides it, and waiting for the later process "
             f"{lost['waiting']:.1f} ms ({shares['waiting']:.1%}) (measured on steps after each of "
             f"which two meet); gathering {SCORES} scores a face, as a step of EMMA does, would take "
-            f"{lost['scores']:.2f} ms ({shares['scores']:.1%}).",
+            f"{lost['scores']:.2f} ms ({shares['scores']:.1%}). Steps without a loader, by the clocks: "
+            f"{lost['apart, step']:.1f} ms side by side, {lost['joined, step']:.1f} joined; of that the "
+            f"training thread computes {lost['joined, thread'] - lost['apart, thread']:.1f} ms more, other "
+            f"threads {lost['joined, others'] - lost['apart, others']:.1f}, and for "
+            f"{lost['joined, idle'] - lost['apart, idle']:.1f} more the training thread does not run.",
             settings,
             {**found, **{f"{name}, ms": [ms] for name, ms in lost.items()}},
         ),
@@ -204,7 +211,8 @@ def _time_losses(quick: bool, batch_size: int) -> dict[str, float]:
 def lose(batch_size: int, turns: int) -> None:
     """What each of two processes does: exchanges, and steps of its own after which they meet; prints ms.
 
-    Exchanges are medians; waiting is the mean over steps and both processes, as any of them can be late.
+    Exchanges are medians; waiting is the mean over steps and both processes, as any of them can be late. Then
+    steps in a row, "apart" without exchanging gradients and "joined" with, read by `clock_steps`.
 
     Args:
         batch_size: faces of a process. turns: of everything.
@@ -212,12 +220,8 @@ def lose(batch_size: int, turns: int) -> None:
     torch.set_num_threads(1)
     config = load_config("pretrain_small")
     accelerator = build_accelerator(config.train)
-    model, task = build_trainable(config)
-    optimizer = build_optimizer(
-        param_groups(model, task.param_rules(), config.optim.weight_decay), config.optim
-    )
-    trainee, batch = Trainee(task, model.train(), optimizer), random_batch(batch_size, config)
-    size = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    trainee, batch = _trainee(config), random_batch(batch_size, config)
+    size = sum(one.numel() for one in trainee.model.parameters() if one.requires_grad)
     gradient, scores = torch.ones(size), torch.ones(batch_size, SCORES)
     works: dict[str, Callable[[], object]] = {
         "gradients": lambda: dist.all_reduce(gradient),
@@ -235,10 +239,47 @@ def lose(batch_size: int, turns: int) -> None:
             seconds[name].append(time.perf_counter() - start)
     waited = torch.tensor(statistics.mean(seconds["waiting"][1:]))
     dist.all_reduce(waited)
+    joined = _trainee(config)
+    keep_constants_apart(joined.model)
+    trainees = {
+        "apart": trainee,
+        "joined": Trainee(joined.task, *accelerator.prepare(joined.model, joined.optimizer)),
+    }
+    clocks: dict[str, list[float]] = {}
+    for _ in range(3):
+        for name, one in trainees.items():
+            step = partial(train_step, one, [batch], config.optim, accelerator)
+            for what, ms in clock_steps(step, turns).items():
+                clocks.setdefault(f"{name}, {what}", []).append(ms)
+    means = torch.tensor([statistics.mean(values) for values in clocks.values()])
+    dist.all_reduce(means)
     if dist.get_rank() == 0:
         medians = {name: 1e3 * statistics.median(values[1:]) for name, values in seconds.items()}
-        print(json.dumps(medians | {"waiting": 1e3 * float(waited) / 2}))
+        halves = dict(zip(clocks, (means / 2).tolist(), strict=True))
+        print(json.dumps(medians | {"waiting": 1e3 * float(waited) / 2} | halves))
     leave()
+
+
+def _trainee(config: RunConfig) -> Trainee:
+    model, task = build_trainable(config)
+    groups = param_groups(model, task.param_rules(), config.optim.weight_decay)
+    return Trainee(task, model.train(), build_optimizer(groups, config.optim))
+
+
+def clock_steps(step: Callable[[], object], turns: int) -> dict[str, float]:
+    """Milliseconds a step, of `turns` begun together: of time, this thread's and other threads' work; idle.
+
+    "idle" is when this thread does not run: it waits, or others have the core.
+    """
+    for _ in range(3):
+        step()
+    dist.barrier()
+    begun = time.perf_counter(), time.thread_time(), time.process_time()
+    for _ in range(turns):
+        step()
+    ended = time.perf_counter(), time.thread_time(), time.process_time()
+    wall, thread, process = (1e3 * (end - start) / turns for start, end in zip(begun, ended, strict=True))
+    return {"step": wall, "thread": thread, "others": process - thread, "idle": wall - thread}
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def run_path(config: RunConfig, name: str) -> Path:
     return Path(config.run) if config.run else RUNS / config.task / (name or "default")
 
 
-def _keep_constants_apart(model: nn.Module) -> None:
+def keep_constants_apart(model: nn.Module) -> None:
     """Buffers that no checkpoint holds are constants, alike everywhere: not to be sent at every step."""
     constants = {name for name, _ in model.named_buffers()} - set(model.state_dict())
     wrapper: Any = DistributedDataParallel
@@ -279,7 +279,7 @@ class _Stage:
         choose_attention(model, accelerator.device, self.context.config.train.precision == "bf16")
         if self.context.config.train.compile:
             model = torch.compile(model)
-        _keep_constants_apart(model)
+        keep_constants_apart(model)
         model, optimizer = accelerator.prepare(model, self.optimizer)
         return Trainee(self.parts.task, model, optimizer)
 

@@ -238,6 +238,6 @@ def same_generator() -> Iterator[None]:
 
 def test_constants_are_not_sent_at_every_step_and_statistics_are() -> None:
     model = nn.Sequential(PixelNorm(), nn.BatchNorm2d(3))
-    stage._keep_constants_apart(model)
+    stage.keep_constants_apart(model)
     left_out = getattr(model, "_ddp_params_and_buffers_to_ignore")  # noqa: B009  of torch
     assert sorted(left_out) == ["0.scale", "0.shift"]
