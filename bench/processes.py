@@ -62,7 +62,18 @@ def rows(asked: Asked) -> list[Row]:
 
 
 def _cpu_rows(folder: Path, shards: Path, work: str, goal: str, quick: bool) -> list[Row]:
-    batch, steps, turns = (8, 6, 1) if quick else (16, 60, 3)
+    found: list[Row] = []
+    for batch, steps in ((8, 6), (16, 6)) if quick else ((16, 60), (64, 20)):
+        (folder / str(batch)).mkdir()
+        found += _cpu_pair(folder / str(batch), shards, work, goal, (batch, steps, 1 if quick else 3))
+    return found
+
+
+def _cpu_pair(
+    folder: Path, shards: Path, work: str, goal: str, sizes: tuple[int, int, int]
+) -> tuple[Row, Row]:
+    """Two trainings side by side, and two joined, for (global batch, steps, turns)."""
+    batch, steps, turns = sizes
     common = [f"data.shards={shards}", "train.threads=1", f"train.log_every={max(1, steps // 10)}"]
     found: dict[str, list[float]] = {"one process": [], "two processes": [], "two apart": []}
     for turn in range(turns):
@@ -78,20 +89,22 @@ def _cpu_rows(folder: Path, shards: Path, work: str, goal: str, quick: bool) -> 
     speed_up = [two / one for one, two in zip(found["one process"], found["two processes"], strict=True)]
     possible = [apart / one for one, apart in zip(found["one process"], found["two apart"], strict=True)]
     efficiency = Spread.of([own / most for own, most in zip(speed_up, possible, strict=True)])
-    lost = _time_losses(quick, batch // 2)
+    lost = _time_losses(steps, batch // 2)
     step_ms = 1e3 * batch / statistics.median(found["two processes"])
     shares = {name: ms / step_ms for name, ms in lost.items()}
+    more = {name: lost[f"joined, {name}"] - lost[f"apart, {name}"] for name in ("thread", "others", "idle")}
     texts = {name: Spread.of(values).text(".1f") for name, values in found.items()}
     settings = {name: f"pretrain_small {' '.join(common[1:])}, on temporary rendered faces" for name in found}
-    return [
+    return (
         Row(
-            "what two cores give: two independent trainings side by side against one, a thread each",
+            f"what two cores give: two trainings of {batch // 2} images a step side by side against one of {batch}, "
+            "a thread each",
             "stated",
             f"{texts['two apart']} images/s",
             f"one alone: {texts['one process']} images/s",
             Spread.of(possible),
             True,
-            f"Half the batch each, so {batch // 2} images a step; no exchange of any kind.",
+            "No exchange of any kind.",
             settings,
             {name: found[name] for name in ("one process", "two apart")},
         ),
@@ -108,13 +121,12 @@ def _cpu_rows(folder: Path, shards: Path, work: str, goal: str, quick: bool) -> 
             f"which two meet); gathering {SCORES} scores a face, as a step of EMMA does, would take "
             f"{lost['scores']:.2f} ms ({shares['scores']:.1%}). Steps without a loader, by the clocks: "
             f"{lost['apart, step']:.1f} ms side by side, {lost['joined, step']:.1f} joined; of that the "
-            f"training thread computes {lost['joined, thread'] - lost['apart, thread']:.1f} ms more, other "
-            f"threads {lost['joined, others'] - lost['apart, others']:.1f}, and for "
-            f"{lost['joined, idle'] - lost['apart, idle']:.1f} more the training thread does not run.",
+            f"training thread computes {more['thread']:.1f} ms more, other threads {more['others']:.1f}, and "
+            f"for {more['idle']:.1f} more the training thread does not run.",
             settings,
             {**found, **{f"{name}, ms": [ms] for name, ms in lost.items()}},
         ),
-    ]
+    )
 
 
 def _gpu_row(folder: Path, shards: Path, work: str, goal: str, quick: bool) -> Row:
@@ -199,9 +211,9 @@ def _images_per_second(run: str) -> float:
     return float(statistics.harmonic_mean(found[_SKIPPED:]))
 
 
-def _time_losses(quick: bool, batch_size: int) -> dict[str, float]:
+def _time_losses(turns: int, batch_size: int) -> dict[str, float]:
     """Milliseconds that a step of two processes loses in each way, as `lose` measures them."""
-    code = f"from bench.processes import lose\nlose({batch_size}, {5 if quick else 50})"
+    code = f"from bench.processes import lose\nlose({batch_size}, {turns})"
     command = [sys.executable, *_torchrun(2), "--no-python", sys.executable, "-c", code]
     done = subprocess.run(command, env=_environment(False), capture_output=True, text=True, check=True)
     last = next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{"))
