@@ -97,8 +97,8 @@ def _cpu_pair(
     settings = {name: f"pretrain_small {' '.join(common[1:])}, on temporary rendered faces" for name in found}
     return (
         Row(
-            f"what two cores give: two trainings of {batch // 2} images a step side by side against one of {batch}, "
-            "a thread each",
+            f"what two cores give: two trainings of {batch // 2} images a step side by side against one of "
+            f"{batch}, a thread each",
             "stated",
             f"{texts['two apart']} images/s",
             f"one alone: {texts['one process']} images/s",
