@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from bench.measure import peer_available
 from pipelines.config import RunConfig
-from pipelines.dryrun import random_batch, with_image_size
+from pipelines.dryrun import random_batch
 from pipelines.heap import keep_freed_memory
 from pipelines.optim import build_optimizer, param_groups, set_learning_rate
 from pipelines.pretraining import build_trainable
@@ -130,15 +130,12 @@ def describe(name: str, setting: Setting) -> str:
     return f"{what}; {setting.text()}; AdamW(fused=True), betas .9 .95"
 
 
-def build_step(
-    name: str, config: RunConfig, setting: Setting, size: tuple[int, int] | None = None
-) -> Callable[..., object]:
+def build_step(name: str, config: RunConfig, setting: Setting) -> Callable[..., object]:
     """A training step of "ours", "transformers" or "lightly" on images made once.
 
     Args:
         config: sizes of the model; optimiser.
         setting: how it runs.
-        size: height and width of the images, where that is not the encoder's own (`mae.low_res_size`).
 
     Returns:
         A function that makes one step; given a number, on so many of the images only.
@@ -147,8 +144,7 @@ def build_step(
     if setting.device == "cpu":
         keep_freed_memory()  # as `build_accelerator`, for all contestants
     torch.manual_seed(0)
-    pictured = with_image_size(config, size) if size else config
-    batch = random_batch(setting.batch_size, pictured).to(device)
+    batch = random_batch(setting.batch_size, config).to(device)
     images = PixelNorm().to(device)(batch.images)
     if name == "ours":
         model, task = build_trainable(config)
@@ -223,16 +219,6 @@ def _block_flops(tokens: int, width: int) -> int:
 def training_flops(config: RunConfig, skipping: bool = False) -> float:
     """FLOPs of one image's training step: the backward pass costs two forward passes; see `forward_flops`."""
     return 3 * forward_flops(config, skipping)
-
-
-def recipe_flops(config: RunConfig) -> float:
-    """FLOPs of one image's training step as ours computes it; smaller images have their share of the run."""
-    mae = config.mae
-    whole = training_flops(config, skipping=True)
-    if mae.low_res_size is None:
-        return whole
-    small = training_flops(with_image_size(config, mae.low_res_size), skipping=True)
-    return mae.low_res_share * small + (1 - mae.low_res_share) * whole
 
 
 def peers_here() -> list[str]:

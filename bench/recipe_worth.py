@@ -3,14 +3,13 @@
     python -m bench.recipe_worth [--quick] [--device cpu|cuda]
 
 A small ViT (112 px, patches of 8, as many as ViT-B has at 224) is pretrained on the default rendered faces by
-each recipe, with the same seeds and the same number of samples; by the fast one also with four times as many,
-what it sees in the usual one's time. Ratios and shares are the recipes' own; the
-decoders are as wide and deep beside the encoder as theirs, rounded to what so small ones can be. Each encoder
-is then read twice: ridge probes on the frozen tokens, and the ViT of `mtl_demo` finetuned from it. A score is
-the mean, in points, of expression accuracy and the CCCs of valence and arousal on all held-out people; the
-interval is Student's over the paired differences. Trainings of the length that fits a benchmark are short:
-what random weights give stands beside, and where the usual recipe is worth less than those, there is no
-verdict.
+each recipe, with the same seeds and the same number of samples. Mask and predict ratios are the recipes' own;
+the decoders are as wide and deep beside the encoder as theirs, rounded to what so small ones can be. Each
+encoder is then read twice: ridge probes on the frozen tokens, and the ViT of `mtl_demo` finetuned from it. A
+score is the mean, in points, of expression accuracy and the CCCs of valence and arousal on all held-out
+people; the interval is Student's over the paired differences. Trainings of the length that fits a benchmark
+are short: what random weights give stands beside, and where the usual recipe is worth less than those, there
+is no verdict.
 
 Trainings are the command line's own, with one thread each and as many at once as there are cores, in
 `runs/recipe_worth`, which goes when all is measured: a benchmark that was interrupted goes on there. The
@@ -39,7 +38,7 @@ from bench.measure import Asked, Row, Spread, run_alone
 from bench.recipe import RECIPES
 from bench.seeds import held_out
 from pipelines.checkpoint import load_encoder
-from pipelines.config import RunConfig, load_config
+from pipelines.config import load_config
 from pipelines.data import make_default
 from pipelines.probe import ProbeSet, load_probe_set, probe_scores, token_features
 from pipelines.scores import figures_of
@@ -53,10 +52,7 @@ LOSS_GOAL = 1.0
 PROBED = {"ridge_expr": "accuracy", "ridge_valence": "CCC valence", "ridge_arousal": "CCC arousal"}
 FINETUNED = {"expr_accuracy": "accuracy", "ccc_valence": "CCC valence", "ccc_arousal": "CCC arousal"}
 FOLDER = Path("runs/recipe_worth")
-LONGER = 4  # times the samples: a step of the fast recipe is to cost a quarter (`bench.recipe`)
-STARTS = (*RECIPES, "longer", "random")
-"""What is finetuned: an encoder of each recipe, one of the fast recipe after more samples, random weights."""
-SMALL = "pretrain_small"
+STARTS = (*RECIPES, "random")
 _HELD_OUT = ("val", "test")
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % quantiles for so many differences
 _ONE_THREAD = ["train.threads=1", "data.num_workers=0"]
@@ -97,8 +93,7 @@ def rows(asked: Asked) -> list[Row]:
 
 def recipe_words(recipe: str, trial: Trial) -> list[str]:
     """A recipe's settings for the small encoder: its ratios, and its decoder beside the encoder, rounded."""
-    config, base = load_config(RECIPES[recipe]), 768
-    mae = config.mae
+    mae, base = load_config(RECIPES[recipe]).mae, 768
     width = max(16, round(mae.decoder_dim / base * trial.width / 16) * 16)
     return [
         *encoder_words(trial),
@@ -107,17 +102,7 @@ def recipe_words(recipe: str, trial: Trial) -> list[str]:
         f"mae.decoder_dim={width}",
         f"mae.decoder_depth={max(1, round(mae.decoder_depth / 12 * trial.depth))}",
         "mae.decoder_heads=4",
-        *low_res_words(config),
     ]
-
-
-def low_res_words(config: RunConfig) -> list[str]:
-    """Smaller images in a recipe, if it has any, made as small beside those of the small encoder."""
-    mae, whole = config.mae, config.encoder.image_size[0]
-    if mae.low_res_size is None:
-        return []
-    side = mae.low_res_size[0] * load_config(SMALL).encoder.image_size[0] // whole
-    return [f"mae.low_res_share={mae.low_res_share}", f"mae.low_res_size={side}"]
 
 
 def encoder_words(trial: Trial) -> list[str]:
@@ -130,15 +115,14 @@ def encoder_words(trial: Trial) -> list[str]:
 
 
 def stages_of(start: str, trial: Trial, pretrained: Path) -> dict[str, list[str]]:
-    """What the command line is told for each training of one of `STARTS`."""
+    """What the command line is told for each training of one start: a recipe, or "random" weights."""
     finetune = ["finetune", "mtl_demo", "model=vit", "train.epochs=1"]
     if start == "random":
         return {"finetune": [*finetune, "init=random", *encoder_words(trial)]}
-    recipe, epochs = ("fast", LONGER * trial.epochs) if start == "longer" else (start, trial.epochs)
-    pretrain = [*recipe_words(recipe, trial), f"train.epochs={epochs}"]
-    pretrain += [f"optim.warmup_epochs={epochs / 10}", *_UNREAD]
+    pretrain = [*recipe_words(start, trial), f"train.epochs={trial.epochs}"]
+    pretrain += [f"optim.warmup_epochs={trial.epochs / 10}", *_UNREAD]
     return {
-        "pretrain": ["pretrain", SMALL, *pretrain],
+        "pretrain": ["pretrain", "pretrain_small", *pretrain],
         "finetune": [*finetune, f"init={pretrained}"],
     }
 
@@ -184,7 +168,7 @@ def _train_all(trial: Trial, asked: Asked, folder: Path, shards: Path) -> None:
 
 def _compare(trial: Trial, asked: Asked, folder: Path, shards: Path) -> list[Row]:
     _train_all(trial, asked, folder, shards)
-    device, config = torch.device(asked.device), load_config(SMALL, encoder_words(trial)).encoder
+    device, config = torch.device(asked.device), load_config("pretrain_small", encoder_words(trial)).encoder
     opened = {split: open_shards(str(shards), split) for split in ("train", *_HELD_OUT)}
     labelled = load_probe_set(opened["train"], trial.labels, config.image_size)
     others = joined([load_probe_set(opened[split], 10**6, config.image_size) for split in _HELD_OUT])
@@ -199,19 +183,14 @@ def _compare(trial: Trial, asked: Asked, folder: Path, shards: Path) -> list[Row
             probed[start].append(_probe(encoder.to(device), labelled, others, device))
             finetuned[start].append(_read(run_of(folder, start, seed, "finetune"), str(shards)))
     samples = round(trial.epochs * len(opened["train"]))
-    vit = f"ViT of width {trial.width} and depth {trial.depth}"
+    what = f"after {samples:,} samples of either recipe: ViT of width {trial.width} and depth {trial.depth}"
     there = f"held-out rendered faces, {trial.seeds} seeds"
-    lengths = {
-        "fast": f"after {samples:,} samples of either recipe: {vit}",
-        "longer": f"after as much arithmetic, {LONGER} × {samples:,} samples of the fast recipe: {vit}",
-    }
-    found = []
-    for start, what in lengths.items():
-        probe = f"linear probe {what}, {trial.labels:,} labels, {len(others.expr):,} {there}"
-        finetune = f"finetuned score {what}, one epoch of `mtl_demo model=vit`, {there}"
-        found.append(_verdict(probe, start, probed, PROBED, trial))
-        found.append(_verdict(finetune, start, finetuned, FINETUNED, trial))
-    return found
+    probe = f"linear probe {what}, {trial.labels:,} labels, {len(others.expr):,} {there}"
+    finetune = f"finetuned score {what}, one epoch of `mtl_demo model=vit`, {there}"
+    return [
+        _verdict(probe, probed, PROBED, trial),
+        _verdict(finetune, finetuned, FINETUNED, trial),
+    ]
 
 
 def _small_set(folder: Path) -> Path:
@@ -250,28 +229,26 @@ def paired_interval(differences: Sequence[float]) -> Spread:
     return Spread(mean - half, mean, mean + half)
 
 
-def _verdict(
-    work: str, ours: str, found: Mapping[str, Sequence[Points]], names: Mapping[str, str], trial: Trial
-) -> Row:
+def _verdict(work: str, found: Mapping[str, Sequence[Points]], names: Mapping[str, str], trial: Trial) -> Row:
     points = {start: [statistics.mean(one.values()) for one in some] for start, some in found.items()}
     interval, gain = (
         paired_interval([own - other for own, other in zip(points[one], points[two], strict=True)])
-        for one, two in ((ours, "usual"), ("usual", "random"))
+        for one, two in (("fast", "usual"), ("usual", "random"))
     )
     parts = "; ".join(
         f"{start} "
         + ", ".join(f"{what} {statistics.mean(one[key] for one in some):.1f}" for key, what in names.items())
         for start, some in found.items()
     )
-    learned, asked = gain.low > 0, ours == "fast"
+    learned = gain.low > 0
     return Row(
         work=work,
-        goal=f"95 % interval of the difference above −{LOSS_GOAL:g} point" if asked else "for information",
-        ours=f"{statistics.mean(points[ours]):.1f}; difference {signed(interval)} points",
+        goal=f"95 % interval of the difference above −{LOSS_GOAL:g} point",
+        ours=f"{statistics.mean(points['fast']):.1f}; difference {signed(interval)} points",
         peer=f"usual recipe {statistics.mean(points['usual']):.1f}",
-        reached=interval.low > -LOSS_GOAL if learned and asked else None,
+        reached=interval.low > -LOSS_GOAL if learned else None,
         note=f"Means of {parts}. The usual recipe's gain over random weights is {signed(gain)} points"
-        + ("." if learned or not asked else ": no verdict, as that may be nothing."),
+        + ("." if learned else ": no verdict, as that may be nothing."),
         settings={start: told(start, trial) for start in STARTS}
         | {"all": f"{' '.join(_ONE_THREAD)} on a CPU, fp32"},
         values={f"{start}, score": some for start, some in points.items()},

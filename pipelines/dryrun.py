@@ -6,7 +6,7 @@ import math
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,13 +65,7 @@ def dry_run(
     optimizer = build_optimizer(groups, config.optim)
     choose_attention(model, accelerator.device, train.precision == "bf16")
     prepared, optimizer = accelerator.prepare(torch.compile(model) if train.compile else model, optimizer)
-    trainee = Trainee(task, prepared, optimizer)
-    trial = _time(trainee, layout.batch_size, config, accelerator)
-    if config.task == "pretrain" and config.mae.low_res_size:
-        smaller, share = with_image_size(config, config.mae.low_res_size), config.mae.low_res_share
-        small = _time(trainee, layout.batch_size, smaller, accelerator)
-        seconds = share * small.seconds + (1 - share) * trial.seconds
-        trial = _Trial(seconds, max(small.memory, trial.memory))
+    trial = _time(Trainee(task, prepared, optimizer), layout.batch_size, config, accelerator)
     steps = math.ceil(train.epochs * num_samples / train.global_batch_size)
     megabytes = sum(4 * n for n in (counts[0] * 4, counts[1] * 2)) / 2**20
     images_per_s = layout.batch_size * processes.world_size / trial.seconds
@@ -126,11 +120,6 @@ def _time(trainee: Trainee, batch_size: int, config: RunConfig, accelerator: Any
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return _Trial(min(times[1:]), memory)
-
-
-def with_image_size(config: RunConfig, size: tuple[int, int]) -> RunConfig:
-    """The same run on images of another size."""
-    return replace(config, encoder=replace(config.encoder, image_size=size))
 
 
 def random_batch(batch_size: int, config: RunConfig) -> Batch:

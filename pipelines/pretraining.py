@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,6 @@ from pipelines.cores import loader_workers
 from pipelines.observe import MAEObserver
 from pipelines.stage import Context, Parts
 from pipelines.unread import refuse_unread
-from pretrain.config import MAEConfig
 from pretrain.encoder import build_encoder
 from pretrain.foreign import load_foreign
 from pretrain.mae import MAE, load_reference_state_dict, reference_state_dict
@@ -55,11 +53,6 @@ def build_trainable(config: RunConfig) -> tuple[MAE, MaeTask]:
     return model, MaeTask(model.num_patches)
 
 
-def num_small_steps(mae: MAEConfig, total_steps: int) -> int:
-    """How many steps of a run are on smaller images; those after it are on images of the encoder's size."""
-    return round(mae.low_res_share * total_steps)
-
-
 def build_parts(context: Context) -> Parts:
     """What pretraining brings to a run; see `stage.Parts`."""
     config, shards = context.config, context.splits.train
@@ -76,25 +69,16 @@ def build_parts(context: Context) -> Parts:
     def load(saved: Mapping[str, TensorFile]) -> None:
         load_reference_state_dict(model, saved["model"].tensors)
 
-    def read(position: int, size: tuple[int, int]) -> Iterator[Batch]:
+    def batches(position: int) -> Iterator[Batch]:
         return train_batches(
             shards,
             EpochOrder(shards.shard_sizes, config.seed, config.data.window_shards),
             context.plan.layout,
             position,
-            size,
+            model.image_size,
             AugmentConfig(config.crop, config.jitter),
             loader_workers(config.data.num_workers, context.device),
             pin_memory=context.device.type == "cuda",
         )
-
-    def batches(position: int) -> Iterator[Batch]:
-        layout, small = context.plan.layout, config.mae.low_res_size
-        start = num_small_steps(config.mae, context.plan.total_steps) * layout.global_batch_size
-        if small is not None and position < start:
-            count = (start - position) // layout.global_batch_size * layout.accum_steps
-            yield from itertools.islice(read(position, small), count)
-            position = start
-        yield from read(position, model.image_size)
 
     return Parts(MaeTask(model.num_patches), model, MAEObserver(context, model), files, load, batches)

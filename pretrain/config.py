@@ -59,9 +59,6 @@ class MAEConfig:
             the decoder nothing. Evaluation predicts all.
         hog_weight: of a second loss: the decoder also predicts the patches' histograms of oriented gradients
             (MaskFeat, Wei et al. 2022), standardised like norm_pix; in training only. 0 is MAE as published.
-        low_res_share: share of the run, in [0, 1], that comes first and is trained on smaller images: lower
-            resolution first (progressive resizing). 0 is MAE as published.
-        low_res_size: their height and width in pixels; patches stay as large, so there are fewer.
     """
 
     mask_ratio: float = 0.75
@@ -71,13 +68,3 @@ class MAEConfig:
     decoder_heads: int = 16
     predict_ratio: float = 1.0
     hog_weight: float = 0.0
-    low_res_share: float = 0.0
-    low_res_size: tuple[int, int] | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.low_res_share <= 1:
-            raise ValueError(f"mae.low_res_share={self.low_res_share}: must lie in [0, 1]")
-        if (self.low_res_share > 0) != (self.low_res_size is not None):
-            raise ValueError("mae.low_res_share and mae.low_res_size belong together: set both or neither")
-        if self.low_res_size is not None:
-            object.__setattr__(self, "low_res_size", _pair(self.low_res_size))

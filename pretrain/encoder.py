@@ -187,11 +187,7 @@ def embed_patches(encoder: VisionTransformer, patches: Tensor) -> Tensor:
 
 
 def encode_visible(
-    encoder: VisionTransformer,
-    patches: Tensor,
-    ids_keep: Tensor,
-    only_cls: bool = False,
-    places: Tensor | None = None,
+    encoder: VisionTransformer, patches: Tensor, ids_keep: Tensor, only_cls: bool = False
 ) -> Tensor:
     """Encodes only the patches that are kept: embedding, position, prefix tokens, blocks, final norm.
 
@@ -200,7 +196,6 @@ def encode_visible(
         patches: (B, K, ph*pw*3) normalised kept patches, channel fastest, in the order of `ids_keep`.
         ids_keep: (B, K) int64 positions on the grid.
         only_cls: leave out of the last block what the cls token does not need.
-        places: (prefix + L, D) position table of another grid than the encoder's own.
 
     Returns:
         (B, prefix + K, D) latent tokens: cls, registers, then the patches in the order given; (B, 1, D) with
@@ -209,7 +204,7 @@ def encode_visible(
     prefix: list[Tensor] = [token for token in (encoder.cls_token, encoder.reg_token) if token is not None]
     assert encoder.pos_embed is not None
     num_placed = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
-    places = encoder.pos_embed[0] if places is None else places
+    places = encoder.pos_embed[0]
     tokens = embed_patches(encoder, patches) + F.embedding(ids_keep, places[num_placed:])
     head = torch.cat(prefix, dim=1)
     if num_placed:

@@ -19,9 +19,8 @@ from pretrain.config import MAEConfig
 from pretrain.encoder import VisionTransformer, build_blocks, encode_visible, fill_sincos, init_weights
 from pretrain.hog import hog_patches, num_values
 from pretrain.masking import Masking, num_keep, random_masking
-from pretrain.patches import gather_patches, grid_of, patchify, unpatchify
+from pretrain.patches import gather_patches, patchify, unpatchify
 from pretrain.pixels import IMAGENET_MEAN, IMAGENET_STD, PixelNorm
-from pretrain.posembed import interpolate_table
 
 NORM_PIX_EPS = 1e-6
 
@@ -105,9 +104,8 @@ class MAE(nn.Module):
             raise ValueError(f"predict_ratio must lie in (0, 1], got {config.predict_ratio}")
         if not 0 <= config.hog_weight < math.inf:
             raise ValueError(f"hog_weight must be 0 or more, got {config.hog_weight}")
-        self.num_predict = self._num_predict(self.num_patches - self.num_keep)
-        if config.low_res_size is not None:
-            self._check_low_res(config.low_res_size)
+        num_masked = self.num_patches - self.num_keep
+        self.num_predict = max(1, int(num_masked * config.predict_ratio))
         dim = config.decoder_dim
         self.encoder = encoder
         self.pixels = PixelNorm(mean, std)
@@ -133,43 +131,29 @@ class MAE(nn.Module):
         self.grad_checkpointing = enable
         self.encoder.set_grad_checkpointing(enable)
 
-    def _check_low_res(self, size: tuple[int, int]) -> None:
-        rows, columns = grid_of(size, self.patch_size)
-        if rows > self.grid[0] or columns > self.grid[1] or (rows, columns) == self.grid:
-            raise ValueError(f"mae.low_res_size={list(size)} is not below image_size={list(self.image_size)}")
-        if num_keep(rows * columns, self.config.mask_ratio) == rows * columns:
-            raise ValueError(f"mask_ratio {self.config.mask_ratio} masks none of {rows * columns} patches")
-
     def forward(self, images: Tensor, noise: Tensor, predict_all: bool = False) -> MAEOutput:
         """Masks, encodes, decodes and scores one batch.
 
-        In training only `predict_ratio` of the masked patches enter decoder and loss, the first in the order
-        of the noise: a random choice that needs no more noise.
+        In training only `num_predict` of the masked patches enter decoder and loss, the first in the order of
+        the noise: a random choice that needs no more noise.
 
         Args:
             images: (B, 3, H, W), uint8, or float already normalised.
-            noise: (B, L or more) sortable, what decides the masks (`masking.mask_noise`); of more than there
-                are patches the first are read.
+            noise: (B, L) sortable, what decides the masks (`masking.mask_noise`).
             predict_all: predict all masked patches, and the visible ones too, for pictures; the loss is that
                 over all masked patches.
 
         Raises:
-            ValueError: the images have another size than the encoder was built for, or `low_res_size`.
+            ValueError: the images have another size than the encoder was built for.
         """
         patches = self.patchify(images)
-        grid = grid_of((images.shape[2], images.shape[3]), self.patch_size)
-        num_patches = patches.shape[1]
-        masking = random_masking(noise[:, :num_patches], num_keep(num_patches, self.config.mask_ratio))
+        masking = random_masking(noise, self.num_keep)
         visible = self.pixels.patches(gather_patches(patches, masking.ids_keep))
         every = predict_all or not self.training
-        count = num_patches if every else self._num_predict(masking.ids_masked.shape[1])
-        ids_predict = masking.ids_masked[:, :count]
+        ids_predict = masking.ids_masked if every else masking.ids_masked[:, : self.num_predict]
         target = self.target(gather_patches(patches, ids_predict))
-        encoder: Any = self.encoder
-        num_placed = 0 if encoder.no_embed_class else self.num_prefix_tokens
-        places = interpolate_table(encoder.pos_embed[0], self.grid, grid, num_placed)
-        latent = encode_visible(self.encoder, visible, masking.ids_keep, places=places)
-        tokens = self.decode(latent, masking._replace(ids_masked=ids_predict), predict_all, grid)
+        latent = encode_visible(self.encoder, visible, masking.ids_keep)
+        tokens = self.decode(latent, masking._replace(ids_masked=ids_predict), predict_all)
         pred: Tensor = self.decoder_pred(tokens)
         losses = patch_losses(pred[:, -target.shape[1] :], target)
         loss, hog_loss = losses.mean(), None
@@ -182,13 +166,9 @@ class MAE(nn.Module):
             pred = gather_patches(pred, masking.ids_restore)
         return MAEOutput(loss, losses, pred, target, masking, hog_loss)
 
-    def _num_predict(self, num_masked: int) -> int:
-        """How many of so many masked patches a training step predicts."""
-        return max(1, int(num_masked * self.config.predict_ratio))
-
     def patchify(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) images of the encoder's size, or `low_res_size`, to (B, L, P) patches, same dtype."""
-        if images.shape[1] != 3 or tuple(images.shape[2:]) not in (self.image_size, self.config.low_res_size):
+        """(B, 3, H, W) images of the encoder's size to (B, L, P) patches of the same dtype."""
+        if images.shape[1:] != (3, *self.image_size):
             raise ValueError(
                 f"images of shape {tuple(images.shape)} do not fit an encoder for 3x{self.image_size[0]}x"
                 f"{self.image_size[1]}: resize the images or set the encoder's image_size"
@@ -206,29 +186,20 @@ class MAE(nn.Module):
         mean, std = _patch_statistics(pixels)
         return (pixels - mean) / std
 
-    def decode(
-        self,
-        latent: Tensor,
-        masking: Masking,
-        predict_all: bool = False,
-        grid: tuple[int, int] | None = None,
-    ) -> Tensor:
+    def decode(self, latent: Tensor, masking: Masking, predict_all: bool = False) -> Tensor:
         """The decoder's tokens of patches, of which `decoder_pred` makes pixels, from latent visible tokens.
 
         Args:
             latent: (B, prefix + K, D) from `encode_visible`.
             masking: where the K tokens sit and which M patches to predict.
             predict_all: predict the K visible patches too.
-            grid: rows and columns of the images' patches; None: as of the encoder's own size.
 
         Returns:
             (B, M, decoder_dim) in the order of `masking.ids_masked`; with predict_all (B, K + M, …), visible
             first.
         """
         batch_size, num_masked = masking.ids_masked.shape
-        table = interpolate_table(
-            self.decoder_pos_embed[0], self.grid, grid or self.grid, self.num_prefix_tokens
-        )
+        table = self.decoder_pos_embed[0]
         prefix, cells = table[: self.num_prefix_tokens], table[self.num_prefix_tokens :]
         places = F.embedding(torch.cat([masking.ids_keep, masking.ids_masked], dim=1), cells)
         places = torch.cat([prefix.expand(batch_size, -1, -1), places], dim=1)

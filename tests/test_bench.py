@@ -7,13 +7,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import pytest
-
 from bench.__main__ import BENCHMARKS
-from bench.mae_contestants import recipe_flops
 from bench.measure import Row, Spread, take_turns, times_as_fast
 from bench.page import write_page
-from pipelines.config import load_config
 
 
 def test_contestants_take_turns_after_the_warm_up() -> None:
@@ -52,12 +48,3 @@ def test_the_page_has_a_line_for_each_row_and_says_what_was_not_measured(tmp_pat
     assert "| train \\| GPU | not measured: needs a CUDA device |  |  | 45 % |  |" in text
     assert "| 2 × | **not reached** |" in text and "* **decode**: half is decoding" in text
     assert "what was predicted, tried and measured" in text
-
-
-def test_a_recipe_with_smaller_images_costs_their_share() -> None:
-    smaller = ["mae.low_res_share=0.25", "mae.low_res_size=112"]
-    usual, mixed = load_config("pretrain_celeba"), load_config("pretrain_celeba", smaller)
-    small = load_config("pretrain_celeba", ["encoder.image_size=112"])
-    whole, less = recipe_flops(usual), recipe_flops(small)
-    assert less < whole / 3
-    assert recipe_flops(mixed) == pytest.approx(0.25 * less + 0.75 * whole)

@@ -8,7 +8,6 @@ import resource
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -22,7 +21,6 @@ from pipelines.config import ConfigError
 from pipelines.rundir import latest
 from pretrain.encoder import encode
 from pretrain.hog import HOGEmbedding
-from pretrain.mae import MAE, MAEOutput
 from shards.labels import DataError
 from tests.pipelines.launched import PYTHON, environment
 from tests.pipelines.tiny import TINY_MAE, last_checkpoint, losses, metrics, train, weights
@@ -87,13 +85,13 @@ def test_layouts_of_one_process_agree(
     assert max(abs(ours[step] - theirs[step]) for step in ours) < 1e-5
 
 
-def whole_stopped_and_split(smooth: Path, folder: Path, *settings: str) -> Path:
-    """A run with these settings, after making sure that stopped and resumed, and split, it is the same."""
+def whole_stopped_and_split(smooth: Path, folder: Path, setting: str) -> Path:
+    """A run with `setting`, after making sure that stopped and resumed, and split, it is the same."""
     runs = [folder / name for name in ("whole", "stopped", "split")]
-    assert train(smooth, runs[0], *settings) == 0
-    assert train(smooth, runs[1], *settings, "train.stop_at_step=9") == 0 == train(smooth, runs[1], *settings)
+    assert train(smooth, runs[0], setting) == 0
+    assert train(smooth, runs[1], setting, "train.stop_at_step=9") == train(smooth, runs[1], setting) == 0
     assert weights(runs[0]) == weights(runs[1])
-    assert train(smooth, runs[2], *settings, "train.batch_size=4") == 0
+    assert train(smooth, runs[2], setting, "train.batch_size=4") == 0
     assert losses(runs[2]) == pytest.approx(losses(runs[0]), abs=1e-5)
     return runs[0]
 
@@ -105,34 +103,6 @@ def test_histograms_of_gradients_are_learned_too_and_resume_and_split_alike(
     assert weights(run) != weights(finished)
     said = [row for row in metrics(run) if row["kind"] == "train"]
     assert said[-1]["loss_hog"] < said[0]["loss_hog"] - 0.01
-
-
-@pytest.mark.parametrize(
-    "num_small", [6, 12]
-)  # the run that is stopped at 9 stops after its switch, and before
-def test_lower_resolution_comes_first_and_resumes_and_splits_alike(
-    smooth: Path, finished: Path, tmp_path: Path, num_small: int
-) -> None:
-    settings = [f"mae.low_res_share={num_small / 23}", "mae.low_res_size=16"]
-    run = whole_stopped_and_split(smooth, tmp_path, *settings)
-    assert weights(run) != weights(finished)
-    assert train(smooth, tmp_path / "workers", *settings, "data.num_workers=2") == 0
-    assert weights(tmp_path / "workers") == weights(run)
-
-
-def test_the_smaller_images_are_those_of_the_first_steps(
-    smooth: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sides, forward = [], MAE.forward
-
-    def spy(model: MAE, images: torch.Tensor, *others: Any) -> MAEOutput:
-        if model.training:
-            sides.append(images.shape[2:])
-        return forward(model, images, *others)
-
-    monkeypatch.setattr(MAE, "forward", spy)
-    train(smooth, tmp_path / "run", "mae.low_res_share=0.3", "mae.low_res_size=[16,24]", "train.batch_size=8")
-    assert sides == [(16, 24)] * 2 * 7 + [(32, 32)] * 2 * 16
 
 
 def test_a_vit_that_sees_histograms_of_gradients_resumes_alike_and_says_what_it_is(

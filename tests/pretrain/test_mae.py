@@ -16,7 +16,6 @@ from pretrain.mae import (
 )
 from pretrain.masking import mask_noise
 from pretrain.patches import gather_patches, patchify
-from pretrain.posembed import interpolate_table
 
 MASK_ROW = [0, 1, 0, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 1, 1, 1]
 
@@ -160,52 +159,6 @@ def test_histograms_change_neither_the_published_mae_nor_what_evaluation_says():
 def test_a_weight_of_the_histograms_out_of_range_is_refused(weight):
     with pytest.raises(ValueError, match="hog_weight must be 0 or more, got"):
         with_hog(weight)
-
-
-def with_low_res(share, size):
-    model = tiny_mae()
-    config = replace(model.config, low_res_share=share, low_res_size=size)
-    return MAE(model.encoder, config, generator=torch.Generator().manual_seed(1))
-
-
-def test_smaller_images_are_what_an_mae_of_their_size_makes_of_them():
-    model, small = with_low_res(0.5, 16), smooth_batch(3, (16, 16))
-    other = tiny_mae(image_size=(16, 16))
-    state = model.state_dict()
-    for name in ("encoder.pos_embed", "decoder_pos_embed"):
-        state[name] = interpolate_table(state[name], (4, 4), (2, 2))
-    other.load_state_dict(state)
-    noise = mask_noise(small.rng, 16)
-    output, expected = model(small.images, noise), other(small.images, noise[:, :4])
-    assert output.pred.shape == (3, 3, 192) and torch.equal(output.masking.mask, expected.masking.mask)
-    torch.testing.assert_close(output.pred, expected.pred)
-    torch.testing.assert_close(output.loss, expected.loss)
-
-
-def test_whole_images_are_seen_as_if_there_were_no_smaller_ones():
-    batch = smooth_batch(3)
-    noise = mask_noise(batch.rng, 16)
-    assert torch.equal(with_low_res(0.5, 16)(batch.images, noise).loss, tiny_mae()(batch.images, noise).loss)
-    with pytest.raises(ValueError, match="do not fit an encoder for 3x32x32"):
-        tiny_mae()(smooth_batch(3, (16, 16)).images, noise)
-
-
-@pytest.mark.parametrize(
-    ("share", "size", "said"),
-    [
-        (1.5, 16, "low_res_share=1.5: must lie in"),
-        (float("nan"), 16, "low_res_share=nan: must lie in"),
-        (0.5, None, "belong together"),
-        (0.0, 16, "belong together"),
-        (0.5, 20, "20"),
-        (0.5, 32, "low_res_size=.32, 32. is not below image_size=.32, 32."),
-        (0.5, 64, "is not below"),
-        (0.5, 8, "mask_ratio 0.75 leaves none of 1 patches"),
-    ],
-)
-def test_smaller_images_that_make_no_sense_are_refused(share, size, said):
-    with pytest.raises(ValueError, match=said):
-        with_low_res(share, size)
 
 
 def test_the_last_tokens_of_a_block_are_exact():
