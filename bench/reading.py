@@ -133,8 +133,8 @@ def _core_row(split: Path, mean_bytes: float, quick: bool) -> Row:
         peer=f"webdataset {rate['webdataset'].text()} images/s",
         ratio=ratio,
         reached=rate["ours"].median >= RATE_GOAL and ratio.median >= RATIO_GOAL,
-        note=f"Of {whole:.0f} µs an image: {split_up}, the rest (order, stages, loader) "
-        f"{whole - sum(micro.values()):.0f}. webdataset with our decoder and transforms.v2 on uint8 makes "
+        note=f"An image takes {whole:.0f} µs with order, stages and loader; its parts, each by itself, "
+        f"{sum(micro.values()):.0f}: {split_up}. webdataset with our decoder and transforms.v2 on uint8 makes "
         f"{rate['webdataset, on tensors'].text()} images/s; ours is {other.text('.2f')} × that.",
         settings={
             "ours": "train_batches(num_workers=0): EpochOrder, crc32 and header checked, uint8",
