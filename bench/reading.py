@@ -134,7 +134,7 @@ def _core_row(split: Path, mean_bytes: float, quick: bool) -> Row:
         ratio=ratio,
         reached=rate["ours"].median >= RATE_GOAL and ratio.median >= RATIO_GOAL,
         note=f"An image takes {whole:.0f} µs with order, stages and loader; its parts, each by itself, "
-        f"{sum(micro.values()):.0f}: {split_up}. webdataset with our decoder and transforms.v2 on uint8 makes "
+        f"{sum(micro.values()):.0f}: {split_up}. webdataset with our decoder and transforms.v2 on uint8: "
         f"{rate['webdataset, on tensors'].text()} images/s; ours is {other.text('.2f')} × that.",
         settings={
             "ours": "train_batches(num_workers=0): EpochOrder, crc32 and header checked, uint8",
