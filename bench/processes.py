@@ -8,7 +8,7 @@ each process has one thread, and two cores may be less than twice one: what they
 two independent trainings of half the batch side by side. Efficiency is the two processes' speed-up over that
 one; on GPUs, each of its own, over two. What a step loses beyond its arithmetic is measured apart: exchanging
 gradients, waiting at each step for whichever process is later, and, by the clocks of thread and process, what
-the training thread and the threads that exchange compute more, and how long none of them runs.
+the training thread and the threads that exchange compute more, and how much longer the first does not run.
 """
 
 from __future__ import annotations
