@@ -22,6 +22,7 @@ BENCHMARKS = {
     "mae_step": "the MAE training step, against transformers and lightly",
     "recipe": "what a step of the fast pretraining recipe costs",
     "recipe_worth": "what the fast recipe is worth: linear probes and finetuned scores over five seeds",
+    "recipe_longer": "what the fast recipe is worth in the usual one's time: three times the samples",
     "finetune_steps": "CoTEX, EMMA and MRAN steps, against plain implementations",
     "bf16_steps": "the same steps in bf16",
     "processes": "two processes against one",

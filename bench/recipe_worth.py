@@ -77,6 +77,26 @@ class Trial:
     seeds: int = 5
     labels: int = 3000
 
+    @property
+    def size(self) -> str:
+        """Of the encoder, in words."""
+        return f"ViT of width {self.width} and depth {self.depth}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was found.
+
+    Attributes:
+        probed, finetuned: start -> its points, a seed at a time.
+        samples: of each pretraining. held_out: faces that the probes were scored on.
+    """
+
+    probed: dict[str, list[Points]]
+    finetuned: dict[str, list[Points]]
+    samples: int
+    held_out: int
+
 
 QUICK = Trial(width=32, depth=2, heads=2, epochs=1.0, seeds=2, labels=100)
 
@@ -84,11 +104,11 @@ QUICK = Trial(width=32, depth=2, heads=2, epochs=1.0, seeds=2, labels=100)
 def rows(asked: Asked) -> list[Row]:
     """The probes and the finetuned scores."""
     if not asked.quick:
-        found = _compare(Trial(), asked, FOLDER, make_default())
+        found = _compare(measure(STARTS, Trial(), asked, FOLDER, make_default()), Trial())
         shutil.rmtree(FOLDER)
         return found
     with tempfile.TemporaryDirectory() as folder:
-        return _compare(QUICK, asked, Path(folder), _small_set(Path(folder)))
+        return _compare(measure(STARTS, QUICK, asked, Path(folder), small_set(Path(folder))), QUICK)
 
 
 def recipe_words(recipe: str, trial: Trial) -> list[str]:
@@ -152,13 +172,13 @@ def run_of(folder: Path, start: str, seed: int, stage: str) -> Path:
     return folder / f"{start}-{seed}" / stage
 
 
-def _train_all(trial: Trial, asked: Asked, folder: Path, shards: Path) -> None:
+def _train_all(starts: Sequence[str], trial: Trial, asked: Asked, folder: Path, shards: Path) -> None:
     at_once = num_cores() if asked.device == "cpu" else 1
     with ThreadPoolExecutor(at_once) as pool:
         begun = [
             pool.submit(train, start, seed, trial, asked, folder, shards)
             for seed in range(trial.seeds)
-            for start in STARTS
+            for start in starts
         ]
         for one in as_completed(begun):
             if one.exception():
@@ -166,34 +186,47 @@ def _train_all(trial: Trial, asked: Asked, folder: Path, shards: Path) -> None:
             one.result()
 
 
-def _compare(trial: Trial, asked: Asked, folder: Path, shards: Path) -> list[Row]:
-    _train_all(trial, asked, folder, shards)
+def measure(starts: Sequence[str], trial: Trial, asked: Asked, folder: Path, shards: Path) -> Scores:
+    """Trains all seeds of some starts in `folder`, then probes and reads what was learned."""
+    _train_all(starts, trial, asked, folder, shards)
     device, config = torch.device(asked.device), load_config("pretrain_small", encoder_words(trial)).encoder
     opened = {split: open_shards(str(shards), split) for split in ("train", *_HELD_OUT)}
     labelled = load_probe_set(opened["train"], trial.labels, config.image_size)
     others = joined([load_probe_set(opened[split], 10**6, config.image_size) for split in _HELD_OUT])
-    probed: dict[str, list[Points]] = {start: [] for start in STARTS}
-    finetuned: dict[str, list[Points]] = {start: [] for start in STARTS}
-    for start in STARTS:
+    samples = round(trial.epochs * len(opened["train"]))
+    found = Scores({}, {}, samples, len(others.expr))
+    for start in starts:
+        found.probed[start], found.finetuned[start] = [], []
         for seed in range(trial.seeds):
             if start == "random":
                 encoder: nn.Module = build_encoder(config, torch.Generator().manual_seed(seed))
             else:
                 encoder = load_encoder(run_of(folder, start, seed, "pretrain"))
-            probed[start].append(_probe(encoder.to(device), labelled, others, device))
-            finetuned[start].append(_read(run_of(folder, start, seed, "finetune"), str(shards)))
-    samples = round(trial.epochs * len(opened["train"]))
-    what = f"after {samples:,} samples of either recipe: ViT of width {trial.width} and depth {trial.depth}"
-    there = f"held-out rendered faces, {trial.seeds} seeds"
-    probe = f"linear probe {what}, {trial.labels:,} labels, {len(others.expr):,} {there}"
-    finetune = f"finetuned score {what}, one epoch of `mtl_demo model=vit`, {there}"
+            found.probed[start].append(_probe(encoder.to(device), labelled, others, device))
+            found.finetuned[start].append(_read(run_of(folder, start, seed, "finetune"), str(shards)))
+    return found
+
+
+def _compare(found: Scores, trial: Trial) -> list[Row]:
+    what = f"after {found.samples:,} samples of either recipe: {trial.size}"
+    probe, finetune = works(what, found, trial)
     return [
-        _verdict(probe, probed, PROBED, trial),
-        _verdict(finetune, finetuned, FINETUNED, trial),
+        _verdict(probe, found.probed, PROBED, trial),
+        _verdict(finetune, found.finetuned, FINETUNED, trial),
     ]
 
 
-def _small_set(folder: Path) -> Path:
+def works(what: str, found: Scores, trial: Trial) -> tuple[str, str]:
+    """`Row.work` of the probes and of the finetuned scores."""
+    there = f"held-out rendered faces, {trial.seeds} seeds"
+    return (
+        f"linear probe {what}, {trial.labels:,} labels, {found.held_out:,} {there}",
+        f"finetuned score {what}, one epoch of `mtl_demo model=vit`, {there}",
+    )
+
+
+def small_set(folder: Path) -> Path:
+    """A few rendered faces, for the quick run."""
     source = RenderedFaces(num_train=128, num_val=48, num_test=48, num_identities=16)
     build(source, folder / "faces", BuildConfig(shard_size=64, workers=1), quiet=True)
     return folder / "faces"
@@ -230,16 +263,12 @@ def paired_interval(differences: Sequence[float]) -> Spread:
 
 
 def _verdict(work: str, found: Mapping[str, Sequence[Points]], names: Mapping[str, str], trial: Trial) -> Row:
-    points = {start: [statistics.mean(one.values()) for one in some] for start, some in found.items()}
+    points = {start: scores_of(some) for start, some in found.items()}
     interval, gain = (
         paired_interval([own - other for own, other in zip(points[one], points[two], strict=True)])
         for one, two in (("fast", "usual"), ("usual", "random"))
     )
-    parts = "; ".join(
-        f"{start} "
-        + ", ".join(f"{what} {statistics.mean(one[key] for one in some):.1f}" for key, what in names.items())
-        for start, some in found.items()
-    )
+    parts = "; ".join(f"{start} {means(some, names)}" for start, some in found.items())
     learned = gain.low > 0
     return Row(
         work=work,
@@ -253,6 +282,16 @@ def _verdict(work: str, found: Mapping[str, Sequence[Points]], names: Mapping[st
         | {"all": f"{' '.join(_ONE_THREAD)} on a CPU, fp32"},
         values={f"{start}, score": some for start, some in points.items()},
     )
+
+
+def scores_of(some: Sequence[Points]) -> list[float]:
+    """The mean of the points, a seed at a time."""
+    return [statistics.mean(one.values()) for one in some]
+
+
+def means(some: Sequence[Points], names: Mapping[str, str]) -> str:
+    """The mean of each of the points over the seeds, in words."""
+    return ", ".join(f"{what} {statistics.mean(one[key] for one in some):.1f}" for key, what in names.items())
 
 
 def told(start: str, trial: Trial) -> str:

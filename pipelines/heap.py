@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
     glibc maps large blocks anew each time, so on a CPU the kernel clears the pages of a step's activations in
     every step: a fifth of the time of ViT-B's with 32 images in bf16, a few per cent of small ones. The
-    price is memory: a step's peak is up to 15 % higher (ViT-B, 32 images: 5,248 MB for 4,553; `bench.memory`)
+    price is memory: a step's peak is 4 to 17 % higher (ViT-B, 32 images: 5,248 MB for 4,553; `bench.memory`)
     and varies from run to run, and between steps the process holds on to it. Whoever set one of
     glibc's variables for this (MALLOC_TOP_PAD_=0, say), or a tunable of its malloc, is left alone.
 

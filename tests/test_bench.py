@@ -7,9 +7,12 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
 from bench.__main__ import BENCHMARKS
 from bench.measure import Row, Spread, take_turns, times_as_fast
 from bench.page import write_page
+from bench.recipe_longer import recorded
 
 
 def test_contestants_take_turns_after_the_warm_up() -> None:
@@ -48,3 +51,17 @@ def test_the_page_has_a_line_for_each_row_and_says_what_was_not_measured(tmp_pat
     assert "| train \\| GPU | not measured: needs a CUDA device |  |  | 45 % |  |" in text
     assert "| 2 × | **not reached** |" in text and "* **decode**: half is decoding" in text
     assert "what was predicted, tried and measured" in text
+
+
+def test_recorded_scores_are_taken_of_the_same_processor_and_library_alone(tmp_path: Path) -> None:
+    here, path = {"processor": "A", "torch": "2"}, tmp_path / "recipe_worth.json"
+    with pytest.raises(SystemExit, match="not there; run"):
+        recorded(path, here)
+    rows = [
+        {"values": {"usual, score": scores, "fast, score": [9.0, 9.0]}} for scores in ([1.0, 2.0], [3.0, 4.0])
+    ]
+    path.write_text(json.dumps({"machine": {**here, "threads": "1"}, "rows": rows}))
+    assert recorded(path, here) == ([1.0, 2.0], [3.0, 4.0])
+    for other in ({"processor": "B"}, {"torch": "3"}, {"accelerator": "C"}):
+        with pytest.raises(SystemExit, match="run `python -m bench recipe_worth` first"):
+            recorded(path, {**here, **other})
