@@ -25,10 +25,12 @@ def test_rendered_faces_are_said_to_be_rendered_and_names_are_escaped(finished: 
     shutil.copytree(finished, run)
     facts = json.loads((run / "run.json").read_text())
     facts["data"] |= {"rendered": True, "rendered_only": True, "sources": ["<script>alert(1)</script>"]}
+    facts["command"] = ["faceprior", "demo", "run=<b>"]
     (run / "run.json").write_text(json.dumps(facts))
     html = write_report([run]).read_text()
     assert "This run learned from <b>rendered faces</b>: people who do not exist" in html
     assert "<script>" not in html
+    assert ">faceprior demo run=&lt;b&gt;<" in html
     facts["data"] |= {"rendered_only": False, "sources": ["one", "two", "one"]}
     (run / "run.json").write_text(json.dumps(facts))
     html = write_report([run]).read_text()
