@@ -44,10 +44,12 @@ def rows(asked: Asked) -> list[Row]:
     """The probes and the finetuned scores.
 
     Raises:
-        SystemExit: no record of the usual recipe's scores, or one of another machine or PyTorch.
+        SystemExit: no record of the usual recipe's scores, or one of another machine, PyTorch or settings.
     """
     if not asked.quick:
-        usual = recorded(RESULTS / asked.device / "recipe_worth.json", machine(asked.device))
+        usual = recorded(
+            RESULTS / asked.device / "recipe_worth.json", machine(asked.device), told("usual", Trial())
+        )
         found = _compare(asked, Trial(), FOLDER, make_default(), usual)
         shutil.rmtree(FOLDER)
         return found
@@ -59,14 +61,15 @@ def rows(asked: Asked) -> list[Row]:
         return _compare(asked, QUICK, folder / "longer", shards, usual)
 
 
-def recorded(path: Path, here: Mapping[str, str]) -> tuple[list[float], list[float]]:
+def recorded(path: Path, here: Mapping[str, str], settings: str) -> tuple[list[float], list[float]]:
     """The usual recipe's probed and finetuned scores of a record, a seed at a time.
 
     Args:
         path: `bench.recipe_worth`'s record. here: this machine, as `bench.measure.machine` tells it.
+        settings: those of the usual recipe today.
 
     Raises:
-        SystemExit: there is none, or it is of another processor or PyTorch, where scores may differ.
+        SystemExit: there is none, or it is of another processor, PyTorch or settings: scores may differ.
     """
     remedy = "run `python -m bench recipe_worth` first"
     if not path.is_file():
@@ -75,6 +78,8 @@ def recorded(path: Path, here: Mapping[str, str]) -> tuple[list[float], list[flo
     for fact in ("accelerator", "processor", "torch"):
         if record["machine"].get(fact) != here.get(fact):
             raise SystemExit(f"{path}: of {record['machine'].get(fact)}, here is {here.get(fact)}; {remedy}")
+    if any(row["settings"]["usual"] != settings for row in record["rows"]):
+        raise SystemExit(f"{path}: the usual recipe has other settings today; {remedy}")
     probed, finetuned = (row["values"]["usual, score"] for row in record["rows"])
     return probed, finetuned
 

@@ -53,15 +53,18 @@ def test_the_page_has_a_line_for_each_row_and_says_what_was_not_measured(tmp_pat
     assert "what was predicted, tried and measured" in text
 
 
-def test_recorded_scores_are_taken_of_the_same_processor_and_library_alone(tmp_path: Path) -> None:
+def test_recorded_scores_are_taken_of_the_same_processor_library_and_settings_alone(tmp_path: Path) -> None:
     here, path = {"processor": "A", "torch": "2"}, tmp_path / "recipe_worth.json"
     with pytest.raises(SystemExit, match="not there; run"):
-        recorded(path, here)
+        recorded(path, here, "epochs=8")
     rows = [
-        {"values": {"usual, score": scores, "fast, score": [9.0, 9.0]}} for scores in ([1.0, 2.0], [3.0, 4.0])
+        {"settings": {"usual": "epochs=8"}, "values": {"usual, score": scores, "fast, score": [9.0, 9.0]}}
+        for scores in ([1.0, 2.0], [3.0, 4.0])
     ]
     path.write_text(json.dumps({"machine": {**here, "threads": "1"}, "rows": rows}))
-    assert recorded(path, here) == ([1.0, 2.0], [3.0, 4.0])
+    assert recorded(path, here, "epochs=8") == ([1.0, 2.0], [3.0, 4.0])
     for other in ({"processor": "B"}, {"torch": "3"}, {"accelerator": "C"}):
         with pytest.raises(SystemExit, match="run `python -m bench recipe_worth` first"):
-            recorded(path, {**here, **other})
+            recorded(path, {**here, **other}, "epochs=8")
+    with pytest.raises(SystemExit, match="other settings today; run"):
+        recorded(path, here, "epochs=9")
